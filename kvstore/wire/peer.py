@@ -13,7 +13,6 @@ import google_crc32c
 import msgspec
 from msgspec import Meta
 
-from kvstore.errors import BY_CODE, KvError
 from kvstore.raft.messages import Message
 from kvstore.types import LogIndex, NodeId, ReplicaId, ShardId, Term
 from kvstore.wire.boot_messages import BootState, Id16
@@ -32,6 +31,7 @@ FRAME_BYTES_MAX: Final = 16 << 20
 
 Text = Annotated[str, Meta(max_length=1024)]
 Name = Annotated[NodeId, Meta(min_length=1, max_length=128)]
+Code = Annotated[str, Meta(max_length=64)]
 RequestId = Annotated[int, Meta(ge=0)]
 
 
@@ -64,14 +64,11 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """Heartbeat of a node for all shards that it leads."""
+    """Heartbeat of a node for the quiet shards that it leads."""
 
-    epoch: int
     version: int
-    """Of the set of (shard, term) that the sender leads; counts from 1 in each epoch."""
-    sequence: int
-    sent_ms: int
-    """The sender's clock, given back in the reply."""
+    """Of the set of (shard, term) that the sender leads; counts from 1 in each process."""
+    seq: int
     led: tuple[tuple[ShardId, ReplicaId, Term], ...] | None
     """The whole set of `version`; None: the receiver has said that it knows it."""
     clocks: tuple[tuple[ShardId, int], ...]
@@ -79,10 +76,8 @@ class Beat(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class BeatReply(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    epoch: int
     version: int
-    sequence: int
-    sent_ms: int
+    seq: int
     disagree: tuple[ShardId, ...]
     """Shards whose replica here does not follow what the set says: the leader must wake them."""
     needs_set: bool
@@ -113,11 +108,11 @@ class ForwardRead(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 class ForwardReply(msgspec.Struct, frozen=True, array_like=True, tag=7):
     id: RequestId
-    payload: bytes
-    error: Annotated[str, Meta(max_length=64)] | None = None
+    error: Code | None
     """A code of `errors.BY_CODE`; then `payload` is empty."""
-    detail: str = ""
-    fields: dict[str, Any] | None = None
+    fields: dict[str, Any]
+    """Facts of the error, its `detail` among them."""
+    payload: bytes
 
 
 class IndexRequest(msgspec.Struct, frozen=True, array_like=True, tag=8):
@@ -130,7 +125,7 @@ class IndexRequest(msgspec.Struct, frozen=True, array_like=True, tag=8):
 class IndexReply(msgspec.Struct, frozen=True, array_like=True, tag=9):
     id: RequestId
     index: LogIndex
-    error: Annotated[str, Meta(max_length=64)] | None = None
+    error: Code | None
 
 
 class AddressBook(msgspec.Struct, frozen=True, array_like=True, tag=10):
@@ -203,15 +198,3 @@ def decode(frame: bytes) -> list[PeerMessage]:
         return _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise PeerProtocolError(f"malformed frame: {error}") from error
-
-
-def failure(request: int, error: KvError) -> ForwardReply:
-    """Say over the wire how a forwarded operation failed."""
-    return ForwardReply(request, b"", error.code, error.detail, error.fields or None)
-
-
-def error_of(reply: ForwardReply) -> KvError | None:
-    """The error that a reply carries, as its own class; None: it carries a payload."""
-    if reply.error is None:
-        return None
-    return BY_CODE.get(reply.error, KvError)(reply.detail, **(reply.fields or {}))
