@@ -1,0 +1,106 @@
+"""Coalesced heartbeats: one message per peer for all shards that this node leads and that are quiet.
+
+A beat names the version of the set of (shard, replica, term) its sender leads; the set itself travels
+only when it changed. Being named resets a follower's election timer; not being named does not, so a
+shard whose leader is gone wakes by itself although the node lives (schedule 31). A beat confirms no
+read and no lease: those rounds are per shard (schedule 30).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvstore.node.runtime import Lane
+from kvstore.types import NodeId, ReplicaId, ShardId, Term, node_of
+from kvstore.wire.peer import Beat, BeatReply
+
+if TYPE_CHECKING:
+    from kvstore.node.host import Host
+
+Led = tuple[tuple[ShardId, ReplicaId, Term], ...]
+
+
+class Heard(NamedTuple):
+    """The newest set a peer told us."""
+
+    version: int
+    led: Led
+
+
+class Beats:
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._sent: dict[NodeId, Heard] = {}
+        self._confirmed: dict[NodeId, int] = {}
+        self._heard: dict[NodeId, Heard] = {}
+        self._seq = 0
+        self.acked_at: dict[NodeId, float] = {}
+
+    def send_all(self) -> None:
+        """Let quiet shards fall asleep and send every peer its beat."""
+        self._seq += 1
+        led: dict[NodeId, list[tuple[ShardId, ReplicaId, Term]]] = {
+            node: [] for node in self._host.peers
+        }
+        for shard, replica in self._host.replicas.items():
+            core = replica.core
+            if replica.led_term is None:
+                continue
+            if not core.quiet and core.can_be_quiet():
+                core.quiet = True
+            if core.quiet:
+                for member in core.configuration.members():
+                    if member != replica.me:
+                        led.setdefault(node_of(member), []).append((shard, replica.me, core.term))
+        for node, entries in led.items():
+            self._send(node, tuple(entries))
+
+    def _send(self, node: NodeId, led: Led) -> None:
+        sent = self._sent.get(node)
+        if sent is None or sent.led != led:
+            sent = self._sent[node] = Heard((sent.version if sent else 0) + 1, led)
+        known = self._confirmed.get(node) == sent.version
+        self._host.post(node, Lane.CONTROL, Beat(sent.version, self._seq, None if known else sent.led, ()))
+
+    def on_beat(self, node: NodeId, beat: Beat) -> None:
+        heard = self._heard.get(node)
+        if beat.led is not None:
+            heard = self._heard[node] = Heard(beat.version, beat.led)
+        if heard is None or heard.version != beat.version:
+            self._host.post(node, Lane.CONTROL, BeatReply(beat.version, beat.seq, (), True))
+            return
+        disagree = []
+        now = self._host.runtime.now()
+        for shard, leader, term in heard.led:
+            replica = self._host.replicas.get(shard)
+            if replica is None or not replica.core.hear_leader(leader, term):
+                disagree.append(shard)
+            else:
+                replica.heard_at = now
+        self._host.post(node, Lane.CONTROL, BeatReply(beat.version, beat.seq, tuple(disagree), False))
+
+    def on_reply(self, node: NodeId, reply: BeatReply) -> None:
+        sent = self._sent.get(node)
+        if reply.needs_set or sent is None or reply.version != sent.version:
+            self._confirmed.pop(node, None)
+            return
+        self._confirmed[node] = reply.version
+        self.acked_at[node] = self._host.runtime.now()
+        for shard, _me, term in sent.led:
+            replica = self._host.replicas.get(shard)
+            if replica is None or replica.core.term != term:
+                continue
+            if shard in reply.disagree:
+                replica.core.quiet = False
+            else:
+                self._credit(replica.core.configuration.members(), node, shard)
+
+    def _credit(self, members: tuple[ReplicaId, ...], node: NodeId, shard: ShardId) -> None:
+        core = self._host.replicas[shard].core
+        for member in members:
+            if node_of(member) == node:
+                core.hear_follower(member)
+
+    def forget(self, node: NodeId) -> None:
+        """The peer restarted or reconnected: it may have lost the set."""
+        self._confirmed.pop(node, None)

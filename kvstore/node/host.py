@@ -1,0 +1,333 @@
+"""The one loop over this node's dirty shards: send, sync, apply, answer.
+
+Everything that happens to a node (a request, a frame from a peer, a finished sync, a tick) marks
+replicas dirty and schedules a pass. A pass takes what each dirty replica's core made ready, lets its
+messages leave, hands the records of all shards to the log as one batch, and applies what is committed.
+So the cost of a sync, of a frame and of a wake-up is shared by everything that arrived meanwhile.
+
+The host knows no socket, file, thread or clock: `Runtime`, `Transport` and the log are given to it, and
+the simulator gives it others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from kvstore.errors import Fatal
+from kvstore.node.beats import Beats
+from kvstore.node.log_writer import AppendsRecords, LogWriter, Promise
+from kvstore.node.replica import Replica
+from kvstore.node.runtime import Lane, Runtime, Transport
+from kvstore.raft.messages import AppendRequest, Heartbeat, Message, Ready, SnapshotOffer
+from kvstore.types import NodeId, ShardId, node_of
+from kvstore.wal import Entries, HardStateRecord, Record, SnapshotInstalled, Truncate
+from kvstore.wire import peer
+
+log = logging.getLogger(__name__)
+
+
+class HostSettings(msgspec.Struct, frozen=True):
+    """Times in seconds."""
+
+    tick_s: float = 0.05
+    beat_ticks: int = 2
+    lease_s: float = 0.7
+    """Shorter than the minimum election timeout by more than two ticks and the clock's drift."""
+    disk_stall_s: float = 1.0
+    """A batch unsynced for longer makes this node give up its leaderships (pitfall 22)."""
+
+
+class Host:
+    """All replicas of one node. `on_fatal` must end the process: going on could fake data."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        peers: tuple[NodeId, ...],
+        runtime: Runtime,
+        transport: Transport,
+        wal: AppendsRecords,
+        settings: HostSettings,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.me = me
+        self.peers = peers
+        self.runtime = runtime
+        self.settings = settings
+        self.replicas: dict[ShardId, Replica] = {}
+        self.damaged: dict[ShardId, str] = {}
+        """Shards whose copy here is quarantined or halted, with the reason."""
+        self.log = LogWriter(runtime, wal, self._on_synced, self._on_log_failure)
+        self.beats = Beats(self)
+        self.on_message: dict[type, Callable[[NodeId, Any], None]] = {
+            peer.RaftMessages: self._on_raft,
+            peer.Beat: self.beats.on_beat,
+            peer.BeatReply: self.beats.on_reply,
+        }
+        """What to do with each kind of peer message; the router and the snapshots add theirs."""
+        self.on_role_change: Callable[[Replica], None] = lambda replica: None
+        self.on_snapshot_offer: Callable[[Replica, SnapshotOffer], None] = lambda replica, offer: None
+        self.on_snapshots_wanted: Callable[[Replica, Ready], None] = lambda replica, ready: None
+        self._transport = transport
+        self._on_fatal = on_fatal
+        self._outbox: dict[tuple[NodeId, Lane], list[peer.PeerMessage]] = {}
+        self._dirty: dict[ShardId, Replica] = {}
+        self._pass_scheduled = False
+        self._ticks = 0
+        self._next_tick_at = 0.0
+        self.is_stopped = False
+        self.is_disk_hung = False
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._next_tick_at = self.runtime.now() + self.settings.tick_s
+        self.runtime.call_later(self.settings.tick_s, self._tick)
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    def fail(self, error: BaseException) -> None:
+        """Stop at once: nothing may be acknowledged from here on."""
+        if not self.is_stopped:
+            self.stop()
+            self._on_fatal(error)
+
+    def add(self, replica: Replica) -> None:
+        self.replicas[replica.shard] = replica
+        self.mark_dirty(replica)
+
+    def mark_dirty(self, replica: Replica) -> None:
+        if not replica.is_dirty:
+            replica.is_dirty = True
+            self._dirty[replica.shard] = replica
+            self.schedule_pass()
+
+    def schedule_pass(self) -> None:
+        if not self._pass_scheduled:
+            self._pass_scheduled = True
+            self.runtime.call_soon(self._run_pass)
+
+    # ---- frames ----------------------------------------------------------------------------------
+
+    def post(self, node: NodeId, lane: Lane, message: peer.PeerMessage) -> None:
+        """Put a message into the frame that leaves at the end of this pass."""
+        self._outbox.setdefault((node, lane), []).append(message)
+        self.schedule_pass()
+
+    def on_frame(self, node: NodeId, lane: Lane, frame: bytes) -> None:
+        if self.is_stopped:
+            return
+        for message in peer.decode(frame):
+            handler = self.on_message.get(type(message))
+            if handler is not None:
+                handler(node, message)
+
+    def _on_raft(self, node: NodeId, envelope: peer.RaftMessages) -> None:
+        replica = self.replicas.get(envelope.shard)
+        if replica is None:
+            return
+        for message in envelope.messages:
+            # A message to an earlier incarnation must not touch the present one (pitfall 20).
+            if message.target != replica.me or node_of(message.source) != node:
+                continue
+            self._note_heard(replica, message)
+            replica.core.step(message)
+            if type(message) is SnapshotOffer:
+                self.on_snapshot_offer(replica, message)
+        self.mark_dirty(replica)
+
+    def _note_heard(self, replica: Replica, message: Message) -> None:
+        if isinstance(message, AppendRequest | Heartbeat) and message.term >= replica.core.term:
+            if message.commit <= replica.machine.applied:
+                replica.heard_at = self.runtime.now()
+
+    def _send_frames(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        for (node, lane), messages in outbox.items():
+            self._transport.send(node, lane, peer.encode(messages))
+
+    def _post_raft(self, replica: Replica, messages: tuple[Message, ...]) -> None:
+        by_link: dict[tuple[NodeId, Lane], list[Message]] = {}
+        for message in messages:
+            lane = Lane.APPEND if type(message) is AppendRequest else Lane.CONTROL
+            by_link.setdefault((node_of(message.target), lane), []).append(message)
+        for (node, lane), batch in by_link.items():
+            self.post(node, lane, peer.RaftMessages(replica.shard, tuple(batch)))
+
+    # ---- the pass --------------------------------------------------------------------------------
+
+    def _run_pass(self) -> None:
+        self._pass_scheduled = False
+        if self.is_stopped:
+            return
+        dirty, self._dirty = self._dirty, {}
+        for replica in dirty.values():
+            replica.is_dirty = False
+            self._advance(replica)
+        self.log.flush()
+        self._send_frames()
+        for replica in dirty.values():
+            self._apply(replica)
+
+    def _advance(self, replica: Replica) -> None:
+        core = replica.core
+        if replica.led_term is not None:
+            # While a batch is on its way to the disk, writes gather for one larger entry.
+            if replica.queue and not self.log.is_busy:
+                replica.propose_queue(self.runtime.now())
+            if replica.reads_new:
+                replica.confirm_reads()
+        if not core.has_ready():
+            self._watch_role(replica)
+            return
+        round_before = core.round
+        ready = core.take_ready()
+        self._watch_role(replica)
+        if core.round != round_before or replica.led_term is not None:
+            replica.round_sent_at.setdefault(core.round, self.runtime.now())
+        if ready.messages_now:
+            self._post_raft(replica, ready.messages_now)
+        self._persist(replica, ready)
+        replica.take_committed(ready)
+        if ready.snapshots_wanted:
+            self.on_snapshots_wanted(replica, ready)
+
+    def _persist(self, replica: Replica, ready: Ready) -> None:
+        """Queue what must be durable; promises with nothing to wait for leave at once."""
+        records = self._records(replica, ready)
+        if not records and not replica.unsynced_readies:
+            replica.core.persisted(ready.number)
+            if ready.messages_after_sync:
+                self._post_raft(replica, ready.messages_after_sync)
+            return
+        replica.unsynced_readies += 1
+        self.log.add(records, Promise(replica, ready.number, ready.messages_after_sync))
+
+    @staticmethod
+    def _records(replica: Replica, ready: Ready) -> list[Record]:
+        shard, incarnation = replica.shard, replica.incarnation
+        records: list[Record] = []
+        if ready.installed is not None:
+            records.append(SnapshotInstalled(shard, incarnation, replica.directory, ready.installed))
+        if ready.truncate_after is not None:
+            records.append(Truncate(shard, incarnation, ready.truncate_after))
+        if ready.entries:
+            records.append(Entries(shard, incarnation, ready.entries))
+        if ready.hard_state is not None:
+            state = ready.hard_state
+            records.append(HardStateRecord(shard, incarnation, state.term, state.vote, state.commit))
+        return records
+
+    def _on_synced(self, promises: list[Promise]) -> None:
+        if self.is_stopped:
+            return
+        for replica, number, messages in promises:
+            replica.unsynced_readies -= 1
+            if self.replicas.get(replica.shard) is not replica:
+                continue
+            replica.core.persisted(number)
+            if messages:
+                self._post_raft(replica, messages)
+            self.mark_dirty(replica)
+        for replica in self.replicas.values():
+            if replica.queue:
+                self.mark_dirty(replica)
+        if self.log.is_pending:
+            self.schedule_pass()
+
+    def _on_log_failure(self, error: BaseException) -> None:
+        log.critical("the log failed, this node stops: %s", error)
+        self.fail(error)
+
+    def _apply(self, replica: Replica) -> None:
+        try:
+            more = replica.apply_slice()
+        except Fatal as error:
+            self.halt(replica, f"apply failed: {error}")
+            return
+        if replica.reads_indexed:
+            replica.answer_indexed_reads()
+        self._extend_lease(replica)
+        if more or replica.core.has_ready() or (replica.reads_new and not replica.reads_confirming):
+            self.mark_dirty(replica)
+
+    def halt(self, replica: Replica, reason: str) -> None:
+        """Take one damaged replica out of service, loudly; other shards go on."""
+        log.critical("shard=%d replica=%s halted: %s", replica.shard, replica.me, reason)
+        self.replicas.pop(replica.shard, None)
+        self._dirty.pop(replica.shard, None)
+        self.damaged[replica.shard] = reason
+        for call in list(replica.waiting_calls()):
+            call.expire()
+
+    # ---- roles and leases ------------------------------------------------------------------------
+
+    def _watch_role(self, replica: Replica) -> None:
+        core = replica.core
+        leads = core.term if replica.is_leader else None
+        if leads == replica.led_term:
+            return
+        was_leading = replica.led_term is not None
+        replica.led_term = leads
+        replica.round_sent_at.clear()
+        replica.lease_until = 0.0
+        if leads is not None:
+            replica.clock_base_ms = max(replica.machine.clock_ms, core.clock_ms)
+            replica.clock_base_at = self.runtime.now()
+        if was_leading:
+            replica.lost_leadership()
+        self.on_role_change(replica)
+
+    def _extend_lease(self, replica: Replica) -> None:
+        """The lease counts from the send time of a round that a quorum confirmed (thesis 6.4.1)."""
+        confirmed = replica.core.confirmed_round
+        sent_at = replica.round_sent_at.get(confirmed)
+        if sent_at is None:
+            return
+        replica.lease_until = max(replica.lease_until, sent_at + self.settings.lease_s)
+        for number in [number for number in replica.round_sent_at if number <= confirmed]:
+            del replica.round_sent_at[number]
+
+    def holds_lease(self, replica: Replica) -> bool:
+        return (
+            replica.led_term is not None
+            and not replica.core.lease_forbidden
+            and self.runtime.now() < replica.lease_until
+        )
+
+    # ---- time ------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        if self.is_stopped:
+            return
+        now = self.runtime.now()
+        self._ticks += 1
+        self._watch_disk(now)
+        for replica in list(self.replicas.values()):
+            if not self.is_disk_hung:
+                replica.core.tick()
+            replica.expire_calls(now)
+            if replica.core.has_ready():
+                self.mark_dirty(replica)
+            else:
+                self._watch_role(replica)
+        if self._ticks % self.settings.beat_ticks == 0 and not self.is_disk_hung:
+            self.beats.send_all()
+        # After a stall the missed ticks are dropped: a burst would make followers impatient.
+        self._next_tick_at = max(self._next_tick_at + self.settings.tick_s, now + self.settings.tick_s / 2)
+        self.runtime.call_later(self._next_tick_at - now, self._tick)
+
+    def _watch_disk(self, now: float) -> None:
+        hung = self.log.busy_s(now) > self.settings.disk_stall_s
+        if hung and not self.is_disk_hung:
+            log.error("the log has been unsynced for %.1f s: giving up leaderships", self.log.busy_s(now))
+            for replica in self.replicas.values():
+                if replica.led_term is not None:
+                    replica.core.step_down()
+                    self.mark_dirty(replica)
+        self.is_disk_hung = hung

@@ -1,0 +1,310 @@
+"""One replica on this node: a Raft core, a store machine, and the callers that wait for them.
+
+The host drives it and owns all I/O. A replica turns waiting commands into entries, remembers which
+caller waits for which entry, applies what is committed, and answers. It never looks at a clock itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from kvstore.errors import (
+    KvError,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+)
+from kvstore.node.calls import Answer, Call, ReadAnswer, Stage, live
+from kvstore.raft import Core, NotLeader, ProposalDropped, Role
+from kvstore.raft.messages import NORMAL, Entry, Ready, SnapshotMeta
+from kvstore.store import commands
+from kvstore.store.machine import Machine
+from kvstore.types import Incarnation, LogIndex, ReplicaId, ShardId, Term
+
+Reroute = Callable[[Call], None]
+"""Hands a call that was surely not proposed back to the router."""
+
+
+class ReplicaLimits(NamedTuple):
+    """Bounds of one replica's queues and slices."""
+
+    queue_ops_max: int = 10_000
+    queue_bytes_max: int = 32 << 20
+    entry_commands_max: int = 1000
+    entry_bytes_max: int = 256 << 10
+    apply_bytes_max: int = 1 << 20
+    """Committed payload applied in one go before other shards and the network get their turn."""
+
+
+class Replica:
+    """State of one (shard, node, incarnation). All methods are synchronous and run on the node's loop."""
+
+    def __init__(
+        self,
+        shard: ShardId,
+        me: ReplicaId,
+        incarnation: Incarnation,
+        core: Core,
+        machine: Machine,
+        directory: str,
+        limits: ReplicaLimits,
+        reroute: Reroute,
+    ) -> None:
+        self.shard = shard
+        self.me = me
+        self.incarnation = incarnation
+        self.core = core
+        self.machine = machine
+        self.directory = directory
+        self.limits = limits
+        self.reroute = reroute
+
+        self.queue: deque[Call] = deque()
+        self.queue_bytes = 0
+        self.in_flight: dict[LogIndex, tuple[Term, list[Call]]] = {}
+        """Callers of entries proposed here, by index: the entry that gets applied there may be another's."""
+        self.committed: deque[Entry] = deque()
+        self.committed_until = machine.applied
+
+        self.reads_new: list[Call] = []
+        self.reads_confirming: dict[int, list[Call]] = {}
+        """By context of `Core.read` (here as leader) or id of the index request (to the leader)."""
+        self.reads_indexed: list[tuple[LogIndex, list[Call]]] = []
+        self.barriers: dict[int, Callable[[LogIndex | None], None]] = {}
+        """Contexts of `Core.read` made for other nodes' index requests."""
+        self.next_context = 1
+
+        self.unsynced_readies = 0
+        """Readies in the log thread's hands: promises wait behind them."""
+        self.is_dirty = False
+        self.is_flushing = False
+        self.led_term: Term | None = None
+        """The term this replica is known to lead, None as follower; the host watches it change."""
+        self.clock_base_ms = 0
+        self.clock_base_at = 0.0
+        self.heard_at = -1.0
+        """When a leader's word last covered everything applied here; bounds a stale read's age."""
+        self.round_sent_at: dict[int, float] = {}
+        self.lease_until = 0.0
+
+    @property
+    def is_leader(self) -> bool:
+        return self.core.role is Role.LEADER
+
+    # ---- writes ---------------------------------------------------------------------------------
+
+    def enqueue(self, call: Call) -> None:
+        """Take a write while leading; answers `Overloaded` at once when the queue is full."""
+        limits = self.limits
+        size = len(call.payload)
+        if len(self.queue) >= limits.queue_ops_max or self.queue_bytes + size > limits.queue_bytes_max:
+            call.fail(Overloaded(f"shard {self.shard} has {len(self.queue)} writes waiting", retry_after=1))
+            return
+        self.queue.append(call)
+        self.queue_bytes += size
+
+    def stamp_ms(self, now: float) -> int:
+        """The shard clock for the next entry: the highest known at election plus what has passed."""
+        return self.clock_base_ms + int((now - self.clock_base_at) * 1000)
+
+    def propose_queue(self, now: float) -> None:
+        """Turn everything that waits into as few entries as the caps allow."""
+        if not self.queue:
+            return
+        clock_ms = self.stamp_ms(now)
+        while self.queue:
+            calls = self._next_batch()
+            try:
+                term, index = self.core.propose(
+                    (commands.payload(clock_ms, [call.payload for call in calls]),)
+                )
+            except ProposalDropped as dropped:
+                for call in calls:
+                    call.fail(Overloaded(str(dropped), retry_after=1))
+            except NotLeader:
+                for call in calls:
+                    call.stage = Stage.WAITING
+                    self.reroute(call)
+            else:
+                self.in_flight[index] = (term, calls)
+
+    def _next_batch(self) -> list[Call]:
+        limits, queue = self.limits, self.queue
+        batch = [queue.popleft()]
+        size = len(batch[0].payload)
+        while queue and len(batch) < limits.entry_commands_max:
+            size += len(queue[0].payload)
+            if size > limits.entry_bytes_max:
+                break
+            batch.append(queue.popleft())
+        for call in batch:
+            self.queue_bytes -= len(call.payload)
+            call.stage = Stage.PROPOSED
+        return batch
+
+    # ---- what the core made ready ----------------------------------------------------------------
+
+    def take_committed(self, ready: Ready) -> None:
+        if ready.committed:
+            self.committed.extend(ready.committed)
+            self.committed_until = ready.committed[-1].index
+        if ready.truncate_after is not None:
+            self._drop_in_flight_above(ready.truncate_after)
+        for context, index in ready.reads:
+            barrier = self.barriers.pop(context, None)
+            if barrier is not None:
+                barrier(index)
+            calls = self.reads_confirming.pop(context, None)
+            if calls:
+                self.reads_indexed.append((index, calls))
+        for context in ready.reads_lost:
+            barrier = self.barriers.pop(context, None)
+            if barrier is not None:
+                barrier(None)
+            for call in self.reads_confirming.pop(context, ()):
+                self.reroute(call)
+
+    def _drop_in_flight_above(self, index: LogIndex) -> None:
+        """Entries that were overwritten can never commit: their writes surely did not happen."""
+        for at in [at for at in self.in_flight if at > index]:
+            _term, calls = self.in_flight.pop(at)
+            for call in calls:
+                call.fail(Unavailable("another leader's entry replaced the write; nothing was applied"))
+
+    def lost_leadership(self) -> None:
+        """Send everything not yet proposed to whoever leads now; proposed writes go on waiting here."""
+        queue, self.queue, self.queue_bytes = self.queue, deque(), 0
+        reads, self.reads_new = self.reads_new, []
+        for call in (*queue, *reads):
+            self.reroute(call)
+
+    # ---- applying --------------------------------------------------------------------------------
+
+    def apply_slice(self) -> bool:
+        """Apply the next committed entries and answer their callers. True: more is waiting."""
+        if not self.committed:
+            return False
+        entries: list[Entry] = []
+        size = 0
+        while self.committed and size < self.limits.apply_bytes_max:
+            entry = self.committed.popleft()
+            size += len(entry.payload)
+            entries.append(entry)
+        results = self.machine.apply(entries)
+        self.core.applied(entries[-1].index)
+        if self.in_flight:
+            self._answer_writers(entries, results)
+        return bool(self.committed)
+
+    def _answer_writers(self, entries: list[Entry], results: list[list[commands.CommandResult]]) -> None:
+        clock_ms, shard = self.machine.clock_ms, self.shard
+        for entry, entry_results in zip(entries, results, strict=True):
+            waiting = self.in_flight.pop(entry.index, None)
+            if waiting is None:
+                continue
+            term, calls = waiting
+            if term != entry.term or entry.kind != NORMAL:
+                for call in calls:
+                    call.fail(Unavailable("another leader's entry replaced the write; nothing was applied"))
+                continue
+            for call, result in zip(calls, entry_results, strict=True):
+                call.finish(Answer(shard, result, clock_ms))
+
+    # ---- reads -----------------------------------------------------------------------------------
+
+    def answer_indexed_reads(self) -> None:
+        """Serve reads whose confirmed index is applied here."""
+        applied = self.machine.applied
+        waiting = []
+        for index, calls in self.reads_indexed:
+            if index <= applied:
+                for call in calls:
+                    self.serve(call)
+            else:
+                waiting.append((index, calls))
+        self.reads_indexed = waiting
+
+    def serve(self, call: Call, staleness_s: float | None = None) -> None:
+        """Run a query on what is applied now."""
+        if call.done is None:
+            return
+        machine = self.machine
+        try:
+            value = machine.query(call.payload)
+        except KvError as error:
+            call.fail(error)
+        else:
+            call.finish(ReadAnswer(self.shard, value, machine.clock_ms, staleness_s))
+
+    def confirm_reads(self) -> None:
+        """Leader: one confirmation round for all reads that wait, and one at a time."""
+        if self.reads_new and not self.reads_confirming:
+            context = self.take_context()
+            self.reads_confirming[context], self.reads_new = self.reads_new, []
+            self.core.read(context)
+
+    def barrier(self, done: Callable[[LogIndex | None], None]) -> None:
+        """Leader: a confirmed index for another node's reads; None when leadership is lost."""
+        context = self.take_context()
+        self.barriers[context] = done
+        self.core.read(context)
+
+    def take_context(self) -> int:
+        context = self.next_context
+        self.next_context += 1
+        return context
+
+    # ---- housekeeping ----------------------------------------------------------------------------
+
+    def expire_calls(self, now: float) -> None:
+        """Answer every caller whose deadline has passed; runs each tick, over live callers only."""
+        if self.queue:
+            kept = live(list(self.queue), now)
+            if len(kept) != len(self.queue):
+                self.queue = deque(kept)
+                self.queue_bytes = sum(len(call.payload) for call in kept)
+        for _term, calls in self.in_flight.values():
+            for call in calls:
+                # The entry stays: its place in the list pairs it with its result.
+                if call.done is not None and call.deadline <= now:
+                    call.expire()
+        if self.reads_new:
+            self.reads_new = live(self.reads_new, now)
+        for context in list(self.reads_confirming):
+            self.reads_confirming[context] = live(self.reads_confirming[context], now)
+        if self.reads_indexed:
+            kept_reads = [(index, live(calls, now)) for index, calls in self.reads_indexed]
+            self.reads_indexed = [(index, calls) for index, calls in kept_reads if calls]
+
+    def waiting_calls(self) -> Iterator[Call]:
+        yield from self.queue
+        for _term, calls in self.in_flight.values():
+            yield from calls
+        yield from self.reads_new
+        for calls in self.reads_confirming.values():
+            yield from calls
+        for _index, calls in self.reads_indexed:
+            yield from calls
+
+    def replace_machine(self, machine: Machine, directory: str, meta: SnapshotMeta) -> tuple[Machine, str]:
+        """Swap in an installed snapshot; returns the old machine and directory for disposal."""
+        old = self.machine, self.directory
+        self.machine, self.directory = machine, directory
+        self.committed.clear()
+        self.committed_until = meta.index
+        for index in [index for index in self.in_flight if index <= meta.index]:
+            _term, calls = self.in_flight.pop(index)
+            for call in calls:
+                call.fail(OutcomeUnknown("a snapshot replaced the log that held this write"))
+        return old
+
+    def fail_all(self, make_error: Callable[[Call], BaseException]) -> None:
+        for call in list(self.waiting_calls()):
+            call.fail(make_error(call))
+        self.queue.clear()
+        self.queue_bytes = 0
+        self.in_flight.clear()
+        self.reads_new, self.reads_indexed = [], []
+        self.reads_confirming.clear()

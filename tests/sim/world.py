@@ -1,0 +1,156 @@
+"""Virtual time, one heap of events, seeded dice: the world that a simulated cluster lives in.
+
+Nothing here knows what a node is. A `SimRuntime` belongs to one process life: when the process is
+killed, everything it scheduled dies with it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+
+class Event:
+    __slots__ = ("args", "at", "callback", "is_cancelled", "number")
+
+    def __init__(self, at: float, number: int, callback: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self.at = at
+        self.number = number
+        self.callback = callback
+        self.args = args
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def __lt__(self, other: Event) -> bool:
+        return (self.at, self.number) < (other.at, other.number)
+
+
+class World:
+    """Time and order of everything. Ties are broken by the order of scheduling, so a seed replays."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.dice = Random(seed)
+        self.now = 0.0
+        self.events_run = 0
+        self._heap: list[Event] = []
+        self._number = 0
+        self.after_event: Callable[[], None] = lambda: None
+        self.trace: list[str] | None = None
+
+    def at(self, when: float, callback: Callable[..., None], *args: Any) -> Event:
+        self._number += 1
+        event = Event(max(when, self.now), self._number, callback, args)
+        heapq.heappush(self._heap, event)
+        return event
+
+    def after(self, delay_s: float, callback: Callable[..., None], *args: Any) -> Event:
+        return self.at(self.now + delay_s, callback, *args)
+
+    def note(self, text: str) -> None:
+        if self.trace is not None:
+            self.trace.append(f"{self.now:.6f} {text}")
+
+    def run_until(self, end: float) -> None:
+        while self._heap and self._heap[0].at <= end:
+            event = heapq.heappop(self._heap)
+            if event.is_cancelled:
+                continue
+            self.now = event.at
+            self.events_run += 1
+            event.callback(*event.args)
+            self.after_event()
+        self.now = end
+
+    def run_while(self, condition: Callable[[], bool], limit_s: float) -> bool:
+        """Run until `condition` is false; False when `limit_s` passed first."""
+        end = self.now + limit_s
+        while condition():
+            if not self._heap or self._heap[0].at > end:
+                self.now = end
+                return not condition()
+            event = heapq.heappop(self._heap)
+            if event.is_cancelled:
+                continue
+            self.now = event.at
+            self.events_run += 1
+            event.callback(*event.args)
+            self.after_event()
+        return True
+
+
+class DiskTimes:
+    """How long the work of each lane takes, in seconds; faults make it slow or hang."""
+
+    def __init__(self) -> None:
+        self.low, self.high = 0.0001, 0.002
+        self.hung_until = 0.0
+
+    def sample(self, dice: Random, now: float) -> float:
+        return max(0.0, self.hung_until - now) + dice.uniform(self.low, self.high)
+
+
+class SimRuntime:
+    """`Runtime` of one process life. Its clock may start anywhere and run a little fast or slow."""
+
+    def __init__(self, world: World, name: str, dice: Random, disk: DiskTimes, rate: float = 1.0) -> None:
+        self.world = world
+        self.name = name
+        self.dice = dice
+        self.disk = disk
+        self.rate = rate
+        self.offset = 0.0
+        self.is_alive = True
+        self.paused_until = 0.0
+        self._lane_free_at: dict[str, float] = {}
+        self.in_progress: list[tuple[str, Callable[[], Any]]] = []
+
+    def now(self) -> float:
+        return self.world.now * self.rate + self.offset
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        self.world.after(0.00001, self._run, callback, args)
+
+    def call_later(self, delay_s: float, callback: Callable[..., None], *args: Any) -> Event:
+        return self.world.after(delay_s / self.rate, self._run, callback, args)
+
+    def _run(self, callback: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if not self.is_alive:
+            return
+        if self.world.now < self.paused_until:
+            # SIGSTOP: timers are late, in order, all at once when it ends.
+            self.world.at(self.paused_until, self._run, callback, args)
+            return
+        callback(*args)
+
+    def in_thread(
+        self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None], *, lane: str
+    ) -> None:
+        start = max(self.world.now, self._lane_free_at.get(lane, 0.0))
+        end = start + self.disk.sample(self.dice, start)
+        self._lane_free_at[lane] = end
+        job = (lane, work)
+        self.in_progress.append(job)
+        self.world.at(end, self._finish, job, done)
+
+    def _finish(
+        self, job: tuple[str, Callable[[], Any]], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        if not self.is_alive:
+            return
+        self.in_progress.remove(job)
+        try:
+            result, error = job[1](), None
+        except Exception as raised:  # noqa: BLE001 - the node decides what an error means
+            result, error = None, raised
+        self._run(done, (result, error))
+
+    def oldest_running(self, lane: str) -> float | None:
+        return None
+
+    def stop(self) -> None:
+        self.is_alive = False
