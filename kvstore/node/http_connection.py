@@ -1,0 +1,682 @@
+"""One client connection: bytes in, requests out, answers back in the order of their requests.
+
+Every request is one object, an `Exchange`, which waits in up to two queues: `_held` while an unsafe
+request before it is unanswered (RFC 9112 9.3.2), then `_open` until it is answered and everything
+before it has been written. Reading stops when too many requests wait or the peer does not read.
+
+What the peer is slow with is told to the server (`Server.slow`): it enforces the deadlines and decides
+who goes when connections are scarce.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from aiohttp.http import HttpRequestParser, HttpVersion10, HttpVersion11, RawRequestMessage
+from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+
+from kvstore.errors import (
+    HeadersTooLarge,
+    InvalidArgument,
+    KvError,
+    MethodNotAllowed,
+    RequestTimeout,
+    TooLarge,
+    UnsupportedMedia,
+)
+from kvstore.node.requests import NO_HEADERS, Request, Response
+from kvstore.wire.api import problem
+
+if TYPE_CHECKING:
+    from kvstore.node.http_server import HttpServer
+
+log = logging.getLogger(__name__)
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_NO_BODY = frozenset({204, 304})
+_TOKEN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+-.^_`|~")
+_STREAM_READER_LIMIT = 2**30
+"""Flow control is ours: the body's limit is checked after every read."""
+_CHUNK_SLACK_BYTES = 8192
+
+
+class _NoFlowControl:
+    """Stands in for the protocol that aiohttp's StreamReader would pause."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self, resume_parser: bool = True) -> None: ...
+
+
+_NO_FLOW_CONTROL: Any = _NoFlowControl()
+
+
+class Exchange(Request):
+    """A request and what its connection must know to answer it."""
+
+    __slots__ = ("closing", "is_last", "ready", "stream")
+
+    def __init__(
+        self, message: RawRequestMessage, body: bytes, connection: Connection, is_last: bool, closing: bytes
+    ) -> None:
+        # Written out instead of calling the base: this runs once per request.
+        self.method = message.method
+        self.target = message.path
+        self.headers = message.headers
+        self.body = body
+        self.address = connection.address
+        self.sink = connection
+        self.is_answered = False
+        self.is_last = is_last
+        """The connection closes after this answer."""
+        self.closing = closing
+        """The Connection header of the answer, if it needs one."""
+        self.ready: bytes | None = None
+        """The answer, while earlier ones are not written yet."""
+        self.stream: _Stream | None = None
+
+
+class _Unread:
+    """Takes the place of a message that could not be read to its end."""
+
+    method, path, headers = "POST", "", NO_HEADERS
+
+
+_UNREAD: Any = _Unread()
+
+
+class Connection(asyncio.Protocol):
+    """States: waiting for a head (fresh or partial), for a body, for answers, idle, lingering."""
+
+    __slots__ = (
+        "_body_max",
+        "_body_name",
+        "_buffered_bytes",
+        "_exchange_message",
+        "_head_bytes",
+        "_held",
+        "_is_paused",
+        "_is_pumping",
+        "_is_refusing",
+        "_is_stalled",
+        "_is_stopping",
+        "_limits",
+        "_open",
+        "_parsed",
+        "_parser",
+        "_payload",
+        "_server",
+        "_transport",
+        "_wire_bytes",
+        "address",
+        "is_in_head",
+        "is_lingering",
+        "is_slow",
+        "since_s",
+        "unread_bytes",
+    )
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._parser = HttpRequestParser(
+            _NO_FLOW_CONTROL,
+            server.loop,
+            _STREAM_READER_LIMIT,
+            max_line_size=self._limits.target_bytes_max,
+            max_field_size=self._limits.field_bytes_max,
+            max_headers=self._limits.headers_max,
+            auto_decompress=False,
+            max_msg_queue_size=self._limits.pipeline_max,
+        )
+        self._transport: asyncio.Transport | None = None
+        self._open: deque[Exchange] = deque()
+        self._held: deque[Exchange] = deque()
+        self._payload: StreamReader | None = None
+        self._exchange_message: RawRequestMessage | None = None
+        self._body_max, self._body_name = 0, ""
+        self._buffered_bytes = 0
+        self._wire_bytes = 0
+        self._head_bytes = 0
+        self._parsed = 0
+        """Complete requests that the parser counts as not consumed yet."""
+        self._is_stalled = False
+        """The parser stopped between two pipelined requests, and so did reading."""
+        self._is_paused = False
+        """The peer does not read what we wrote."""
+        self._is_pumping = False
+        self._is_refusing = False
+        """Input is dropped: a refusal is on its way, or the peer has said all it will."""
+        self._is_stopping = False
+        self.is_in_head = True
+        self.is_lingering = False
+        self.is_slow = True
+        """In `Server.slow`: it is the peer that keeps this connection waiting."""
+        self.since_s = 0.0
+        """When the present wait for the peer, or idleness, began."""
+        self.unread_bytes = 0
+        """What the peer had left to read when `since_s` was set, while it does not read."""
+        self.address = ""
+
+    # --- events of the transport ------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if isinstance(peer, tuple) else ""
+        self.since_s = self._server.loop.time()
+        self._server.admit(self)
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self._transport = None
+        self._account_body(0)
+        self._server.forget(self)
+        for exchange in tuple(self._open):
+            if exchange.stream is not None:
+                exchange.stream.wake()
+        self._open.clear()
+        self._held.clear()
+
+    def eof_received(self) -> bool:
+        """A peer that has closed its half still gets the answers to what it asked completely."""
+        self._is_refusing = True
+        if self.is_lingering or not (self._open or self._held):
+            return False
+        (self._held or self._open)[-1].is_last = True
+        return True
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+        if self._transport is not None:
+            self.unread_bytes = self._transport.get_write_buffer_size()
+            self._wait_for_peer()
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._peer_came()
+        if self._open and self._open[0].stream is not None:
+            self._open[0].stream.wake()
+        self._pump()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refusing:
+            return
+        parsed_before = self._parsed
+        try:
+            messages, _is_upgraded, _tail = self._parser.feed_data(data)
+        except Exception as error:  # noqa: BLE001 - whatever hostile bytes make the parser raise
+            self._refuse(_parse_error(error, data, self._limits.target_bytes_max))
+            return
+        complete = 0
+        if self._payload is not None:
+            complete = self._continue_body(len(data))
+            if self._payload is not None or self._is_refusing:
+                return
+        elif not messages:
+            self._continue_head(len(data))
+            return
+        for message, payload in messages:
+            if len(data) > self._limits.header_bytes_max and not self._is_head_small(message):
+                return
+            if payload is EMPTY_PAYLOAD:
+                self._accept(message, b"")
+            elif payload.is_eof() and message.method != "CONNECT":
+                if not self._is_body_allowed(message, payload, len(data) if len(messages) == 1 else 0):
+                    return
+                self._accept(message, payload.read_nowait())
+            else:
+                self._begin_body(message, payload)
+                break
+            complete += 1
+            if self._is_refusing:
+                return
+        if parsed_before + complete >= self._limits.pipeline_max:
+            self._stall()
+
+    # --- heads and bodies -------------------------------------------------------------------------
+
+    def _continue_head(self, arrived_bytes: int) -> None:
+        if arrived_bytes == 0:
+            return
+        if not self.is_in_head:
+            self.is_in_head = True
+            self._head_bytes = 0
+            self._wait_for_peer()
+        self._head_bytes += arrived_bytes
+        if self._head_bytes > self._limits.header_bytes_max:
+            self._refuse(_headers_too_large(self._limits.header_bytes_max))
+
+    def _is_head_small(self, message: RawRequestMessage) -> bool:
+        size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+        if size <= self._limits.header_bytes_max:
+            return True
+        self._refuse(_headers_too_large(self._limits.header_bytes_max))
+        return False
+
+    def _is_body_allowed(self, message: RawRequestMessage, payload: StreamReader, wire_bytes: int) -> bool:
+        size = payload.total_bytes
+        if size > self._limits.body_bytes_unasked:
+            name, allowed = self._server.body_limit(message.method, message.path)
+            if size > allowed:
+                self._refuse(_body_too_large(name, allowed, size))
+                return False
+        if message.compression is not None:
+            self._refuse(_encoded_body(message.compression))
+        elif message.chunked and wire_bytes and self._is_padded(wire_bytes, size):
+            self._refuse(InvalidArgument("malformed HTTP request: chunk extensions are too long"))
+        else:
+            return True
+        return False
+
+    def _begin_body(self, message: RawRequestMessage, payload: StreamReader) -> None:
+        """The head is here and the body is not, or not all: judge it before more arrives."""
+        if message.method == "CONNECT":
+            self._refuse(MethodNotAllowed("CONNECT is for proxies, and this is none"))
+            return
+        self._body_name, self._body_max = self._server.body_limit(message.method, message.path)
+        announced = message.headers.get("Content-Length")
+        if announced is not None and int(announced) > self._body_max:
+            self._refuse(_body_too_large(self._body_name, self._body_max, int(announced)))
+            return
+        if message.compression is not None:
+            self._refuse(_encoded_body(message.compression))
+            return
+        expects = message.headers.get("Expect")
+        if expects is not None:
+            if expects.strip().lower() != "100-continue":
+                self._refuse(InvalidArgument("the only expectation understood here is 100-continue"), 417)
+                return
+            # Behind unanswered requests it is left out: the peer then sends its body unasked.
+            if not self._open and self._transport is not None and payload.total_bytes == 0:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._exchange_message, self._payload = message, payload
+        self._wire_bytes = payload.total_bytes
+        self.is_in_head = False
+        self._wait_for_peer()
+        self._continue_body(0)
+
+    def _continue_body(self, arrived_bytes: int) -> int:
+        """Returns 1 if the body is complete and its request accepted, else 0."""
+        payload, message = self._payload, self._exchange_message
+        assert payload is not None
+        assert message is not None
+        self._wire_bytes += arrived_bytes
+        total = payload.total_bytes
+        if total > self._body_max:
+            self._refuse(_body_too_large(self._body_name, self._body_max, total))
+        elif payload.is_eof():
+            self._payload = self._exchange_message = None
+            self._account_body(0)
+            self._accept(message, payload.read_nowait())
+            return 1
+        elif message.chunked and self._is_padded(self._wire_bytes, total):
+            self._refuse(InvalidArgument("malformed HTTP request: chunk extensions are too long"))
+        else:
+            self._account_body(total)
+        return 0
+
+    @staticmethod
+    def _is_padded(wire_bytes: int, body_bytes: int) -> bool:
+        """Whether a chunked body costs far more bytes than its smallest honest framing would."""
+        return wire_bytes > _CHUNK_SLACK_BYTES + 9 * body_bytes
+
+    def _account_body(self, buffered_bytes: int) -> None:
+        self._server.buffered_bytes += buffered_bytes - self._buffered_bytes
+        self._buffered_bytes = buffered_bytes
+        if self._server.buffered_bytes > self._limits.buffered_bytes_max:
+            self._server.drop_slowest()
+
+    @property
+    def has_partial_body(self) -> bool:
+        return self._payload is not None
+
+    @property
+    def has_unread_answer(self) -> bool:
+        return self._is_paused
+
+    # --- requests and answers ---------------------------------------------------------------------
+
+    def _accept(self, message: RawRequestMessage, body: bytes) -> None:
+        """A complete request: hand it on, or hold it behind one that must be answered first."""
+        self.is_in_head = False
+        if self.is_slow:
+            self._peer_came()
+        self._parsed += 1
+        version = message.version
+        is_last = message.should_close or message.upgrade or self._is_stopping
+        closing = b""
+        if version is not HttpVersion11 and version != HttpVersion10:
+            self._parsed -= 1
+            status = 505 if version.major > 1 else None
+            self._refuse(InvalidArgument("this server speaks HTTP/1.1 and HTTP/1.0"), status)
+            return
+        if is_last:
+            closing = b"Connection: close\r\n"
+            self._is_refusing = True
+        elif version is not HttpVersion11:
+            closing = b"Connection: keep-alive\r\n"
+        exchange = Exchange(message, body, self, is_last, closing)
+        if self._open or self._held or self._is_paused:
+            self._held.append(exchange)
+            self._pump()
+        else:
+            self._open.append(exchange)
+            self._server.dispatch(exchange)
+
+    def _pump(self) -> None:
+        """Start what may run now: one request at a time, or any number of safe ones side by side."""
+        if self._is_pumping:
+            return
+        self._is_pumping = True
+        held, running = self._held, self._open
+        while held and not self._is_paused:
+            exchange = held[0]
+            if running and not (exchange.method in _SAFE and running[-1].method in _SAFE):
+                break
+            held.popleft()
+            running.append(exchange)
+            if exchange.ready is None:
+                self._server.dispatch(exchange)
+            else:
+                self._write_ready()
+        self._is_pumping = False
+
+    def answer(self, request: Request, response: Response) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        assert isinstance(request, Exchange)
+        encoded = self._encoded(request, response)
+        running = self._open
+        if running[0] is not request:
+            request.ready = encoded
+            return
+        transport.write(encoded)
+        self._finish(request)
+
+    def _encoded(self, exchange: Exchange, response: Response) -> bytes:
+        status, body = response.status, response.body
+        first = self._server.status_lines.get(status) or self._server.status_line(status)
+        if status in _NO_BODY:
+            return b"".join((first, response.head, exchange.closing, b"\r\n"))
+        length = b"Content-Length: %d\r\n\r\n" % len(body)
+        if exchange.method == "HEAD":
+            body = b""
+        return b"".join((first, response.head, exchange.closing, length, body))
+
+    def _finish(self, exchange: Exchange) -> None:
+        """The answer of the first open exchange has been written whole."""
+        self._open.popleft()
+        self._parsed -= 1
+        self._parser.message_consumed()
+        if exchange.is_last or (self._is_stopping and not (self._open or self._held)):
+            self._close_after_answer()
+            return
+        if self._open:
+            self._write_ready()
+        elif self._held:
+            self._pump()
+        else:
+            self.since_s = self._server.now_s
+        if self._is_stalled and self._parsed <= self._limits.pipeline_max // 2:
+            self._is_stalled = False
+            self._server.loop.call_soon(self._unstall)
+
+    def _write_ready(self) -> None:
+        """Write answers that were waiting for those before them."""
+        while self._open and self._transport is not None:
+            exchange = self._open[0]
+            if exchange.stream is not None:
+                exchange.stream.come_first()
+                return
+            if exchange.ready is None:
+                return
+            self._transport.write(exchange.ready)
+            self._open.popleft()
+            self._parsed -= 1
+            self._parser.message_consumed()
+            if exchange.is_last:
+                self._close_after_answer()
+                return
+        self._pump()
+
+    def open_stream(self, request: Request, response: Response) -> _Stream:
+        assert isinstance(request, Exchange)
+        request.stream = stream = _Stream(self, request, response)
+        if self._open and self._open[0] is request:
+            stream.come_first()
+        return stream
+
+    # --- refusing, closing ------------------------------------------------------------------------
+
+    def _refuse(self, error: KvError, status: int | None = None) -> None:
+        """Answer a request that cannot be read to its end, after those before it; then close."""
+        self._is_refusing = True
+        self._payload = self._exchange_message = None
+        self._account_body(0)
+        self._peer_came()
+        self._server.refused += 1
+        log.debug("refused a request of %s: %s", self.address, error.detail)
+        exchange = Exchange(_UNREAD, b"", self, True, b"Connection: close\r\n")
+        code, head, body = problem(error)
+        exchange.ready = self._encoded(exchange, Response(status or code, head, body))
+        exchange.is_answered = True
+        self._parsed += 1
+        self.is_lingering = True
+        self._held.append(exchange)
+        self._pump()
+
+    def refuse_busy(self, error: KvError) -> None:
+        """Turn the connection away before it has said anything."""
+        self._refuse(error)
+
+    def expire(self) -> None:
+        """The peer took too long for a head or a body."""
+        if self.is_in_head and self._head_bytes == 0:
+            self.abort()
+            return
+        what, limit_s = (
+            ("header", self._limits.header_s) if self.is_in_head else ("body", self._limits.body_s)
+        )
+        self._refuse(RequestTimeout(f"the {what} did not arrive whole within {limit_s:g} s", limit_s=limit_s))
+
+    def _close_after_answer(self) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        self._held.clear()
+        self._open.clear()
+        if not self.is_lingering:
+            transport.close()
+            return
+        # Closing now with unread input would reset the connection and destroy the answer on its way
+        # (RFC 9112 9.6): close our half and drop what still comes, for a while.
+        self.since_s = self._server.loop.time()
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._server.linger(self)
+
+    def stop(self) -> None:
+        """Close now if idle, else after the last answer."""
+        self._is_stopping = True
+        if self._open or self._held:
+            last = (self._held or self._open)[-1]
+            if last.ready is None and last.stream is None:
+                last.closing = b"Connection: close\r\n"
+            last.is_last = self._payload is None
+        elif self._payload is None and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- flow -------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._open or self._held or self._payload or self.is_in_head or self.is_lingering)
+
+    def unread_now(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def _wait_for_peer(self) -> None:
+        self.since_s = self._server.loop.time()
+        self.is_slow = True
+        self._server.slow[self] = None
+
+    def _peer_came(self) -> None:
+        if self.is_slow and not self._is_paused:
+            self.is_slow = False
+            self._server.slow.pop(self, None)
+
+    def _stall(self) -> None:
+        """Stop reading until half of the pipelined requests are answered."""
+        if self._transport is None:
+            return
+        if self._parsed <= self._limits.pipeline_max // 2:
+            self._server.loop.call_soon(self._unstall)
+        else:
+            self._is_stalled = True
+        self._transport.pause_reading()
+
+    def _unstall(self) -> None:
+        """Parse what the parser kept back, then read on."""
+        if self._transport is None:
+            return
+        self.data_received(b"")
+        if not self._is_stalled and self._transport is not None:
+            self._transport.resume_reading()
+
+
+class _Stream:
+    """A body sent in chunks; close-delimited to HTTP/1.0."""
+
+    __slots__ = ("_callback", "_connection", "_exchange", "_head", "_is_chunked", "_is_ended", "_waiting")
+
+    def __init__(self, connection: Connection, exchange: Exchange, response: Response) -> None:
+        self._connection = connection
+        self._exchange = exchange
+        self._is_chunked = not exchange.closing.startswith(b"Connection: keep-alive")
+        if not self._is_chunked:
+            exchange.is_last, exchange.closing = True, b"Connection: close\r\n"
+        first = connection._server.status_line(response.status)
+        coding = b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b""
+        self._head = b"".join((first, response.head, coding, exchange.closing, b"\r\n"))
+        self._waiting: list[bytes] | None = [response.body] if response.body else []
+        """Pieces that wait for earlier answers; None once this stream is first in line."""
+        self._is_ended = False
+        self._callback: Callable[[], None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection._transport is not None
+
+    def write(self, piece: bytes) -> bool:
+        assert not self._is_ended, "write after end"
+        if self._connection._transport is None:
+            return False
+        if self._waiting is not None:
+            self._waiting.append(piece)
+            return False
+        self._send(piece)
+        return not self._connection._is_paused
+
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        if not self.is_open or (self._waiting is None and not self._connection._is_paused):
+            self._connection._server.loop.call_soon(callback)
+        else:
+            self._callback = callback
+
+    def end(self) -> None:
+        if self._is_ended:
+            return
+        self._is_ended = True
+        if self._waiting is None:
+            self._close()
+
+    def come_first(self) -> None:
+        """Everything before this answer is written: let it go out."""
+        transport, waiting = self._connection._transport, self._waiting
+        if transport is None or waiting is None:
+            return
+        self._waiting = None
+        transport.write(self._head)
+        for piece in waiting:
+            self._send(piece)
+        if self._is_ended:
+            self._close()
+        elif not self._connection._is_paused:
+            self.wake()
+
+    def wake(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+    def _send(self, piece: bytes) -> None:
+        transport = self._connection._transport
+        if transport is None or not piece or self._exchange.method == "HEAD":
+            return
+        transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
+
+    def _close(self) -> None:
+        connection = self._connection
+        if connection._transport is None:
+            return
+        if self._is_chunked and self._exchange.method != "HEAD":
+            connection._transport.write(b"0\r\n\r\n")
+        connection._finish(self._exchange)
+
+
+def _headers_too_large(allowed: int) -> KvError:
+    return HeadersTooLarge(
+        f"the request's header has more than header_bytes_max = {allowed} bytes",
+        limit="header_bytes_max",
+        max=allowed,
+    )
+
+
+def _body_too_large(name: str, allowed: int, size: int) -> KvError:
+    return TooLarge(
+        f"the body has at least {size} bytes, {name} is {allowed}", limit=name, max=allowed, size=size
+    )
+
+
+def _encoded_body(coding: str) -> KvError:
+    return UnsupportedMedia(f"Content-Encoding {coding} is not understood here: send the body as it is")
+
+
+def _parse_error(error: Exception, data: bytes, target_bytes_max: int) -> KvError:
+    """What the parser refused, in the contract's words. Never echoes the peer's bytes."""
+    if isinstance(error, LineTooLong):
+        if error.args[1] == target_bytes_max:
+            return TooLarge(
+                f"the request target has more than target_bytes_max = {target_bytes_max} bytes",
+                limit="target_bytes_max",
+                max=target_bytes_max,
+            )
+        return HeadersTooLarge("a header field is longer than field_bytes_max", limit="field_bytes_max")
+    text = str(error.args[0]) if error.args else ""
+    if text.startswith("Too many headers"):
+        return HeadersTooLarge("the request has more than headers_max header fields", limit="headers_max")
+    if isinstance(error, BadHttpMethod):
+        method = data.partition(b" ")[0]
+        if (
+            method
+            and len(method) <= 32
+            and _TOKEN.issuperset(method)
+            and b" HTTP/1." in data.partition(b"\n")[0]
+        ):
+            return MethodNotAllowed(
+                "this method is not known here", allow="GET, HEAD, PUT, POST, DELETE, OPTIONS"
+            )
+    reason = text.partition("\n")[0].partition("b'")[0].partition("'")[0].strip(" :")[:80]
+    printable = "".join(each for each in reason if each.isascii() and each.isprintable())
+    return InvalidArgument(f"malformed HTTP request: {printable or 'cannot be parsed'}")
