@@ -131,10 +131,10 @@ class _Draft:
     def _candidates(self, shard: ShardId) -> list[NodeId]:
         return [node for node in self.members if self.allows(shard, node)]
 
-    def _cost(self, shard: ShardId, node: NodeId) -> tuple[bool, tuple[int, int], bool, int]:
+    def _cost(self, shard: ShardId, node: NodeId) -> tuple[bool, tuple[int, int], int, int]:
         load = len(self.held[node])
-        is_full, is_above_share = load >= self.most[node], load >= self.usual[node]
-        return is_full, self._crowding(shard, node, None), is_above_share, self.rank[shard][node]
+        fill_level = (load >= self.fewest[node]) + (load >= self.usual[node])
+        return load >= self.most[node], self._crowding(shard, node, None), fill_level, self.rank[shard][node]
 
     def _crowding(self, shard: ShardId, node: NodeId, leaving: NodeId | None) -> tuple[int, int]:
         """Other replicas of the shard on the node's host, and in its zone."""
