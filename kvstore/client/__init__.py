@@ -1,0 +1,84 @@
+"""Python clients of a cluster: `AsyncClient` on asyncio, and `Client`, which blocks.
+
+    from kvstore.client import AsyncClient
+
+    async with AsyncClient("127.0.0.1:7401", "127.0.0.1:7402", timeout=2.0) as kv:
+        await kv.put("user/1", b"ann")
+        item = await kv.get("user/1")
+
+How the parts fit:
+
+    operations, batch   what a call asks for, and how its answer reads
+    plan                where it goes, when it goes again, what a failure means; no I/O
+    routes, session     what a client remembers: leaders, clocks, failed nodes; identities of writes
+    aio, sync           the two drivers: they send, wait and hand back what came of it
+    errors              the exceptions, for `from kvstore.client import errors`
+
+Every call has a deadline, not a number of retries. A call that ends in `NotApplied` surely changed
+nothing; `OutcomeUnknown` means that a write may have happened. Everything in between is retried, and a
+write that is retried is applied once: it carries an identity that the shards remember.
+
+`AsyncClient` is loaded on first use, so that programs that only block never load aiohttp.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kvstore import errors
+from kvstore.client.batch import Batch
+from kvstore.client.results import DeleteResult, IncrResult, Item, Pending, PutResult
+from kvstore.client.sync import Client
+from kvstore.errors import (
+    Compacted,
+    Conflict,
+    Denied,
+    InvalidArgument,
+    KvError,
+    NoLeader,
+    NotANumber,
+    NotApplied,
+    OutcomeUnknown,
+    OutOfRange,
+    Overloaded,
+    ReadTimeout,
+    TooLarge,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from kvstore.client.aio import AsyncClient
+
+__all__ = [
+    "AsyncClient",
+    "Batch",
+    "Client",
+    "Compacted",
+    "Conflict",
+    "DeleteResult",
+    "Denied",
+    "IncrResult",
+    "InvalidArgument",
+    "Item",
+    "KvError",
+    "NoLeader",
+    "NotANumber",
+    "NotApplied",
+    "OutOfRange",
+    "OutcomeUnknown",
+    "Overloaded",
+    "Pending",
+    "PutResult",
+    "ReadTimeout",
+    "TooLarge",
+    "Unavailable",
+    "errors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AsyncClient":
+        from kvstore.client.aio import AsyncClient  # see the module's docstring
+
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,350 @@
+"""The asyncio client, on aiohttp. It belongs to the event loop it is first used on."""
+
+# ruff: noqa: ASYNC109 - the deadline of a call covers its retries and travels to the server.
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+import aiohttp
+from yarl import URL
+
+from kvstore.client import operations
+from kvstore.client.batch import Batch, Part, divide
+from kvstore.client.exchange import Event, Failure, Fault, Reply, Send, Sleep
+from kvstore.client.plan import Call, Core, Plan, execute, prepare
+from kvstore.client.results import DeleteResult, IncrResult, Item, PutResult
+from kvstore.client.routes import Routes
+from kvstore.client.session import Sessions
+from kvstore.errors import KvError
+
+T = TypeVar("T")
+
+CONNECT_S_MAX = 1.0
+IDLE_S_MAX = 60.0
+"""A connection idle for longer is not used again: the server closes them after 75 s."""
+_SKIPPED_HEADERS = ("User-Agent", "Content-Type", "Accept", "Accept-Encoding")
+
+
+class AsyncClient:
+    """An asyncio client of a cluster. Each call ends by `timeout` seconds: with its result, with a
+    `NotApplied` error, or, for a write whose fate is not known, with `OutcomeUnknown`.
+    Cancelling a call drops its connection; a cancelled write may have happened.
+
+    Args:
+        endpoints: "host:port" of some nodes; the others are learnt from them.
+        timeout: deadline of a call in seconds, where the call doesn't name its own.
+        direct: ask shard leaders directly. False is for programs of a call or two: it saves fetching
+            the routes, and whichever node is asked passes the request on.
+        patient: go on until the deadline while every endpoint refuses connections.
+    """
+
+    def __init__(
+        self, *endpoints: str, timeout: float = 5.0, direct: bool = True, patient: bool = True
+    ) -> None:
+        self._timeout_s = timeout
+        self._core = Core(Routes(endpoints), Sessions(_mint), is_routing=direct, is_patient=patient)
+        self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections. Calls that still wait fail."""
+        self._is_closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    # Single keys.
+
+    async def put(
+        self,
+        key: str | bytes,
+        value: str | bytes,
+        *,
+        ttl: float | None = None,
+        lease: str | None = None,
+        if_revision: int | None = None,
+        if_absent: bool = False,
+        prev: bool = False,
+        content_type: str | None = None,
+        timeout: float | None = None,
+    ) -> PutResult:
+        """Write a value.
+
+        Args:
+            ttl: seconds until the key expires.
+            if_revision: write only if this is the key's revision (0: it must not exist).
+            if_absent: write only if the key doesn't exist.
+            prev: give back what the key held before.
+
+        Raises:
+            Conflict: the condition does not hold; `fields["current_revision"]` says what is there.
+            OutcomeUnknown: the deadline came first; the value may have been written.
+        """
+        call = operations.put(
+            key,
+            value,
+            ttl=ttl,
+            lease=lease,
+            if_revision=if_revision,
+            if_absent=if_absent,
+            prev=prev,
+            content_type=content_type,
+        )
+        return await self._call(call, timeout)
+
+    async def get(
+        self,
+        key: str | bytes,
+        *,
+        revision: int | None = None,
+        consistency: str = "linearizable",
+        max_staleness: float | None = None,
+        timeout: float | None = None,
+    ) -> Item | None:
+        """Read a key; None if it doesn't exist.
+
+        Args:
+            revision: read the value as of this shard revision. Raises Compacted where it is gone.
+            consistency: "linearizable", "lease" (leader's lease) or "stale" (any replica).
+            max_staleness: seconds a stale answer may lag behind.
+        """
+        call = operations.get(key, revision=revision, consistency=consistency, max_staleness_s=max_staleness)
+        return await self._call(call, timeout)
+
+    async def delete(
+        self,
+        key: str | bytes,
+        *,
+        if_revision: int | None = None,
+        prev: bool = False,
+        timeout: float | None = None,
+    ) -> DeleteResult:
+        """Delete a key; `deleted` is 0 if it didn't exist. Raises like `put`."""
+        return await self._call(operations.delete(key, if_revision=if_revision, prev=prev), timeout)
+
+    async def incr(
+        self,
+        key: str | bytes,
+        by: int = 1,
+        *,
+        min: int | None = None,
+        max: int | None = None,
+        timeout: float | None = None,
+    ) -> IncrResult:
+        """Add to a decimal number; an absent key counts as 0.
+
+        Raises:
+            NotANumber: the key holds something else.
+            OutOfRange: the sum would leave [min, max] or 64 bits; nothing is changed.
+        """
+        return await self._call(operations.incr(key, by, min=min, max=max), timeout)
+
+    # Many keys.
+
+    def scan(
+        self,
+        *,
+        prefix: str | bytes | None = None,
+        start: str | bytes | None = None,
+        end: str | bytes | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        consistency: str = "linearizable",
+        max_staleness: float | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Item]:
+        """Yield items in key order, from one snapshot per shard. `timeout` is for each page.
+
+        Args:
+            prefix: only keys that begin with it; or `start` <= key < `end`.
+            limit: stop after so many items.
+            keys_only: leave the values empty.
+        """
+        keys = operations.key_range(
+            prefix,
+            start,
+            end,
+            reverse=reverse,
+            keys_only=keys_only,
+            consistency=consistency,
+            max_staleness_s=max_staleness,
+        )
+        return self._scan(keys, limit, timeout)
+
+    async def _scan(
+        self, keys: operations.Range, limit: int | None, timeout: float | None
+    ) -> AsyncIterator[Item]:
+        cursor, left = None, limit
+        while left is None or left > 0:
+            wanted = operations.PAGE_ITEMS if left is None else min(left, operations.PAGE_ITEMS)
+            page = await self._call(operations.scan_page(keys, cursor, wanted), timeout)
+            for item in page.items:
+                yield item
+            cursor = page.next
+            left = None if left is None else left - len(page.items)
+            if cursor is None:
+                return
+
+    async def count(
+        self,
+        *,
+        prefix: str | bytes | None = None,
+        start: str | bytes | None = None,
+        end: str | bytes | None = None,
+        consistency: str = "linearizable",
+        timeout: float | None = None,
+    ) -> int:
+        """Count the keys that `scan` would yield."""
+        return await self._call(
+            operations.count(operations.key_range(prefix, start, end, consistency=consistency)), timeout
+        )
+
+    async def delete_range(self, prefix: str | bytes, *, timeout: float | None = None) -> int:
+        """Delete all keys with the prefix ("" for every key) and return how many there were."""
+        return await self._call(operations.delete_range(prefix), timeout)
+
+    @asynccontextmanager
+    async def batch(self, *, check: bool = True, timeout: float | None = None) -> AsyncIterator[Batch]:
+        """Send many independent operations at once, when the block ends.
+
+        Each method of the batch returns a `Pending`, whose `result()` can be asked for afterwards.
+
+        Args:
+            check: raise the gravest error of an operation at the end of the block, so that none goes
+                unnoticed. False leaves them to each operation's `result()`.
+        """
+        batch = Batch()
+        yield batch
+        await self._send(batch, self._timeout_s if timeout is None else timeout)
+        if check:
+            batch.settle()
+
+    async def _send(self, batch: Batch, timeout_s: float) -> None:
+        if not batch.operations:
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        await self._drive(prepare(self._core, timeout_s, _event()))
+        chains = divide(batch.operations, self._core.routes)
+        if len(chains) == 1:
+            await self._send_chain(chains[0], deadline)
+            return
+        async with asyncio.TaskGroup() as tasks:
+            for chain in chains:
+                tasks.create_task(self._send_chain(chain, deadline))
+
+    async def _send_chain(self, chain: list[Part], deadline: float) -> None:
+        for part in chain:
+            left_s = max(0.0, deadline - asyncio.get_running_loop().time())
+            try:
+                part.deliver(await self._call(part.call(), left_s))
+            except KvError as error:
+                part.fail(error)
+
+    # The cluster.
+
+    async def fetch(self, method: str, target: str, body: Any = None, *, timeout: float | None = None) -> Any:
+        """Ask for a document of the API (`/v1/cluster`, `/v1/shards`, …) and return it decoded."""
+        return await self._call(operations.fetch(method, target, body), timeout)
+
+    async def explain(self, key: str | bytes, *, timeout: float | None = None) -> Any:
+        """Where a key lives: token, shard, leader, replicas."""
+        return await self._call(operations.explain(key), timeout)
+
+    # Driving plans.
+
+    async def _call(self, call: Call[T], timeout: float | None) -> T:
+        timeout_s = self._timeout_s if timeout is None else timeout
+        return await self._drive(execute(self._core, call, timeout_s, _event()))
+
+    async def _drive(self, plan: Plan[T]) -> T:
+        try:
+            effect = next(plan)
+            while True:
+                effect = plan.send(await self._carry_out(effect))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            plan.close()
+
+    async def _carry_out(self, effect: Send | Sleep) -> Event:
+        if isinstance(effect, Sleep):
+            await asyncio.sleep(effect.seconds)
+            return _event()
+        outcome = await self._exchange(effect)
+        return _event(reply=outcome) if isinstance(outcome, Reply) else _event(failure=outcome)
+
+    async def _exchange(self, send: Send) -> Reply | Failure:
+        """aiohttp itself repeats a GET, PUT or DELETE once when a kept-alive connection turns out to be
+        closed. That is harmless: writes carry an identity."""
+        if self._is_closed:
+            return Failure(Fault.NOT_SENT, "the client is closed")
+        session = self._session or self._open()
+        request = send.request
+        url = URL(f"http://{send.address}{request.target}", encoded=True)
+        try:
+            async with (
+                asyncio.timeout(send.timeout_s),
+                session.request(
+                    request.method,
+                    url,
+                    data=request.body or None,
+                    headers=request.headers,
+                    allow_redirects=False,
+                ) as response,
+            ):
+                body = await response.read()
+                return Reply(response.status, response.headers, body)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            return Failure(Fault.NOT_SENT, _told(error))
+        except TimeoutError:
+            return Failure(Fault.TIMED_OUT, f"after {send.timeout_s:.3g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            return Failure(Fault.LOST, _told(error))
+
+    def _open(self) -> aiohttp.ClientSession:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S_MAX),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_SKIPPED_HEADERS,
+            auto_decompress=False,
+        )
+        return self._session
+
+
+def _mint() -> str:
+    return os.urandom(16).hex()
+
+
+def _event(reply: Reply | None = None, failure: Failure | None = None) -> Event:
+    return Event(asyncio.get_running_loop().time(), random.random(), reply, failure)
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, ConnectionRefusedError):
+        return "refused"
+    text = getattr(error, "strerror", None) or str(error)
+    return str(text) or type(error).__name__

@@ -1,0 +1,243 @@
+"""Many independent operations in one request per shard.
+
+The caller's operations keep their order per key: those of one key go to one shard in the order they were
+written. Each operation has its own result; one that fails takes nothing else with it. A batch that is
+repeated carries the same identity, so that what was applied is answered, not applied again; what one
+attempt settled stays settled while the rest is tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+from kvstore.client import codec, operations
+from kvstore.client.codec import Garbled
+from kvstore.client.exchange import Reply
+from kvstore.client.plan import Call, Kind, is_session_unknown
+from kvstore.client.results import DeleteResult, IncrResult, Item, Pending, PutResult
+from kvstore.client.routes import Routes
+from kvstore.errors import KvError, OutcomeUnknown
+
+T = TypeVar("T")
+
+BATCH_OPS_MAX = 1000
+"""Operations in one request; larger batches are sent in pieces."""
+BATCH_BYTES_MAX = 512 * 1024
+"""Keys and values in one request, unless one operation alone is larger."""
+
+_OP_OVERHEAD_BYTES = 32
+
+
+class Operation(Generic[T]):
+    """One operation of a batch: its encoded form, and where its result goes."""
+
+    __slots__ = ("bytes_count", "fields", "key", "name", "pending")
+
+    def __init__(self, name: str, key: bytes, fields: dict[str, Any]) -> None:
+        self.name = name
+        self.key = key
+        self.fields = {"op": name, "key": key} | fields
+        self.bytes_count = len(key) + len(fields.get("value", b"")) + _OP_OVERHEAD_BYTES
+        self.pending: Pending[Any] = Pending()
+
+    @property
+    def is_write(self) -> bool:
+        return self.name != "get"
+
+
+class Batch:
+    """Collects operations. Made by `client.batch()`; sent when its block ends without an exception."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation[Any]] = []
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    def put(
+        self,
+        key: str | bytes,
+        value: str | bytes,
+        *,
+        ttl: float | None = None,
+        if_revision: int | None = None,
+        if_absent: bool = False,
+        prev: bool = False,
+        content_type: str | None = None,
+    ) -> Pending[PutResult]:
+        fields: dict[str, Any] = {"value": codec.value_bytes(value)}
+        if ttl is not None:
+            fields["ttl"] = codec.milliseconds(ttl)
+        if if_revision is not None:
+            fields["if_revision"] = if_revision
+        if if_absent:
+            fields["if_absent"] = True
+        if prev:
+            fields["prev"] = True
+        if content_type is not None:
+            fields["content_type"] = content_type
+        return self._add("put", key, fields)
+
+    def get(self, key: str | bytes, *, revision: int | None = None) -> Pending[Item | None]:
+        return self._add("get", key, {} if revision is None else {"revision": revision})
+
+    def delete(
+        self, key: str | bytes, *, if_revision: int | None = None, prev: bool = False
+    ) -> Pending[DeleteResult]:
+        fields: dict[str, Any] = {} if if_revision is None else {"if_revision": if_revision}
+        if prev:
+            fields["prev"] = True
+        return self._add("delete", key, fields)
+
+    def incr(
+        self, key: str | bytes, by: int = 1, *, min: int | None = None, max: int | None = None
+    ) -> Pending[IncrResult]:
+        fields: dict[str, Any] = {"by": by}
+        if min is not None:
+            fields["min"] = min
+        if max is not None:
+            fields["max"] = max
+        return self._add("incr", key, fields)
+
+    def _add(self, name: str, key: str | bytes, fields: dict[str, Any]) -> Pending[Any]:
+        operation: Operation[Any] = Operation(name, codec.key_bytes(key), fields)
+        self.operations.append(operation)
+        return operation.pending
+
+    def settle(self) -> None:
+        """After sending: raise the gravest error among the operations, `OutcomeUnknown` first."""
+        errors = [each.pending.error for each in self.operations]
+        failed = [error for error in errors if error is not None]
+        if not failed:
+            return
+        worst = next((error for error in failed if isinstance(error, OutcomeUnknown)), failed[0])
+        worst.fields["failed_count"] = len(failed)
+        raise worst
+
+
+class Part:
+    """The operations of a batch that travel in one request."""
+
+    def __init__(self, members: Sequence[Operation[Any]], *, is_routed: bool) -> None:
+        self.members = members
+        self._is_routed = is_routed
+
+    def call(self) -> Call[list[Any]]:
+        """Return the request; its result has, for each operation, a result or a KvError."""
+        body = codec.pack({"ops": [member.fields for member in self.members]})
+        return Call(
+            Kind.WRITE if any(member.is_write for member in self.members) else Kind.READ,
+            "POST",
+            "/v1/batch",
+            self._decode,
+            body=body,
+            headers=(("Content-Type", codec.MSGPACK), operations.ACCEPT_MSGPACK),
+            key=self.members[0].key if self._is_routed else None,
+            parts=_Parts(self.members),
+        )
+
+    def deliver(self, outcomes: list[Any]) -> None:
+        for member, outcome in zip(self.members, outcomes, strict=True):
+            if isinstance(outcome, KvError):
+                member.pending.fail(outcome)
+            else:
+                member.pending.resolve(outcome)
+
+    def fail(self, error: KvError) -> None:
+        for member in self.members:
+            member.pending.fail(error)
+
+    def _decode(self, reply: Reply) -> list[Any]:
+        results = codec.document(reply).get("results")
+        if not isinstance(results, list) or len(results) != len(self.members):
+            raise Garbled(f"expected {len(self.members)} results")
+        return [_outcome(member, fields) for member, fields in zip(self.members, results, strict=True)]
+
+
+def _outcome(member: Operation[Any], fields: Any) -> Any:
+    if not isinstance(fields, dict):
+        raise Garbled("a result that is not an object")
+    status = codec.integer(fields, "status")
+    if member.name == "get" and status == 404:
+        return None
+    if status >= 400:
+        return codec.from_fields(fields, status, is_write=member.is_write)
+    match member.name:
+        case "put":
+            return operations.put_result(fields, member.key)
+        case "get":
+            return codec.item(fields, member.key)
+        case "delete":
+            return operations.delete_result(fields, member.key)
+        case _:
+            return operations.incr_result(fields)
+
+
+class _Parts:
+    """Which operations of one request are settled over its attempts (plan.Parts)."""
+
+    def __init__(self, members: Sequence[Operation[Any]]) -> None:
+        self._members = members
+
+    def merge(self, earlier: list[Any] | None, later: list[Any]) -> list[Any]:
+        if earlier is None:
+            return later
+        open_keys: set[bytes] = set()
+        merged = []
+        for member, old, new in zip(self._members, earlier, later, strict=True):
+            if _is_open(old):
+                open_keys.add(member.key)
+            # A read that follows an open write of its key has not seen that write yet.
+            is_settled = not _is_open(old) and (member.is_write or member.key not in open_keys)
+            merged.append(old if is_settled else new)
+        return merged
+
+    def unsettled(self, result: list[Any]) -> KvError | None:
+        open_errors = [outcome for outcome in result if _is_open(outcome)]
+        unknown = (error for error in open_errors if isinstance(error, OutcomeUnknown))
+        return next(unknown, open_errors[0] if open_errors else None)
+
+    def is_refused(self, result: list[Any]) -> bool:
+        writes = [outcome for member, outcome in zip(self._members, result, strict=True) if member.is_write]
+        return bool(writes) and all(is_session_unknown(outcome) for outcome in writes)
+
+    def abandon(self, result: list[Any], *, is_unknown: bool) -> list[Any]:
+        return [
+            OutcomeUnknown(f"the write may have happened; last answer: {outcome}")
+            if is_unknown and member.is_write and _is_open(outcome)
+            else outcome
+            for member, outcome in zip(self._members, result, strict=True)
+        ]
+
+
+def _is_open(outcome: Any) -> bool:
+    """Another attempt may settle it."""
+    return isinstance(outcome, OutcomeUnknown) or (isinstance(outcome, KvError) and outcome.retryable)
+
+
+def divide(members: Sequence[Operation[Any]], routes: Routes) -> list[list[Part]]:
+    """Group operations by shard, as far as routes are known, and cut groups to the request limits.
+
+    The lists may be sent side by side; the parts of one list must be sent in order.
+    """
+    groups: dict[int | None, list[Operation[Any]]] = {}
+    for member in members:
+        groups.setdefault(routes.shard_of(member.key), []).append(member)
+    return [
+        [Part(piece, is_routed=shard is not None) for piece in _pieces(group)]
+        for shard, group in groups.items()
+    ]
+
+
+def _pieces(group: Sequence[Operation[Any]]) -> list[list[Operation[Any]]]:
+    pieces: list[list[Operation[Any]]] = [[]]
+    bytes_count = 0
+    for member in group:
+        is_full = len(pieces[-1]) >= BATCH_OPS_MAX or bytes_count + member.bytes_count > BATCH_BYTES_MAX
+        if is_full and pieces[-1]:
+            pieces.append([])
+            bytes_count = 0
+        pieces[-1].append(member)
+        bytes_count += member.bytes_count
+    return pieces
