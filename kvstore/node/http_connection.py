@@ -17,18 +17,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aiohttp.http import HttpRequestParser, HttpVersion10, HttpVersion11, RawRequestMessage
-from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from kvstore.errors import (
-    HeadersTooLarge,
-    InvalidArgument,
-    KvError,
-    MethodNotAllowed,
-    RequestTimeout,
-    TooLarge,
-    UnsupportedMedia,
-)
+from kvstore.errors import InvalidArgument, KvError, MethodNotAllowed, RequestTimeout
+from kvstore.node.http_refusals import body_too_large, encoded_body, headers_too_large, parse_error
+from kvstore.node.http_stream import Stream, StreamedExchange
 from kvstore.node.requests import NO_HEADERS, Request, Response
 from kvstore.wire.api import problem
 
@@ -39,7 +32,6 @@ log = logging.getLogger(__name__)
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _NO_BODY = frozenset({204, 304})
-_TOKEN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+-.^_`|~")
 _STREAM_READER_LIMIT = 2**30
 """Flow control is ours: the body's limit is checked after every read."""
 _CHUNK_SLACK_BYTES = 8192
@@ -78,7 +70,7 @@ class Exchange(Request):
         """The Connection header of the answer, if it needs one."""
         self.ready: bytes | None = None
         """The answer, while earlier ones are not written yet."""
-        self.stream: _Stream | None = None
+        self.stream: Stream | None = None
 
 
 class _Unread:
@@ -100,7 +92,7 @@ class Connection(asyncio.Protocol):
         "_exchange_message",
         "_head_bytes",
         "_held",
-        "_is_paused",
+        "is_paused",
         "_is_pumping",
         "_is_refusing",
         "_is_stalled",
@@ -111,7 +103,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_payload",
         "_server",
-        "_transport",
+        "transport",
         "_wire_bytes",
         "address",
         "is_in_head",
@@ -134,7 +126,7 @@ class Connection(asyncio.Protocol):
             auto_decompress=False,
             max_msg_queue_size=self._limits.pipeline_max,
         )
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._open: deque[Exchange] = deque()
         self._held: deque[Exchange] = deque()
         self._payload: StreamReader | None = None
@@ -147,7 +139,7 @@ class Connection(asyncio.Protocol):
         """Complete requests that the parser counts as not consumed yet."""
         self._is_stalled = False
         """The parser stopped between two pipelined requests, and so did reading."""
-        self._is_paused = False
+        self.is_paused = False
         """The peer does not read what we wrote."""
         self._is_pumping = False
         self._is_refusing = False
@@ -167,14 +159,14 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
-        self._transport = transport  # type: ignore[assignment]
+        self.transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) else ""
         self.since_s = self._server.loop.time()
         self._server.admit(self)
 
     def connection_lost(self, error: BaseException | None) -> None:
-        self._transport = None
+        self.transport = None
         self._account_body(0)
         self._server.forget(self)
         for exchange in tuple(self._open):
@@ -192,13 +184,13 @@ class Connection(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        self._is_paused = True
-        if self._transport is not None:
-            self.unread_bytes = self._transport.get_write_buffer_size()
+        self.is_paused = True
+        if self.transport is not None:
+            self.unread_bytes = self.transport.get_write_buffer_size()
             self._wait_for_peer()
 
     def resume_writing(self) -> None:
-        self._is_paused = False
+        self.is_paused = False
         self._peer_came()
         if self._open and self._open[0].stream is not None:
             self._open[0].stream.wake()
@@ -211,7 +203,7 @@ class Connection(asyncio.Protocol):
         try:
             messages, _is_upgraded, _tail = self._parser.feed_data(data)
         except Exception as error:  # noqa: BLE001 - whatever hostile bytes make the parser raise
-            self._refuse(_parse_error(error, data, self._limits.target_bytes_max))
+            self._refuse(parse_error(error, data, self._limits.target_bytes_max))
             return
         complete = 0
         if self._payload is not None:
@@ -250,13 +242,13 @@ class Connection(asyncio.Protocol):
             self._wait_for_peer()
         self._head_bytes += arrived_bytes
         if self._head_bytes > self._limits.header_bytes_max:
-            self._refuse(_headers_too_large(self._limits.header_bytes_max))
+            self._refuse(headers_too_large(self._limits.header_bytes_max))
 
     def _is_head_small(self, message: RawRequestMessage) -> bool:
         size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
         if size <= self._limits.header_bytes_max:
             return True
-        self._refuse(_headers_too_large(self._limits.header_bytes_max))
+        self._refuse(headers_too_large(self._limits.header_bytes_max))
         return False
 
     def _is_body_allowed(self, message: RawRequestMessage, payload: StreamReader, wire_bytes: int) -> bool:
@@ -264,10 +256,10 @@ class Connection(asyncio.Protocol):
         if size > self._limits.body_bytes_unasked:
             name, allowed = self._server.body_limit(message.method, message.path)
             if size > allowed:
-                self._refuse(_body_too_large(name, allowed, size))
+                self._refuse(body_too_large(name, allowed, size))
                 return False
         if message.compression is not None:
-            self._refuse(_encoded_body(message.compression))
+            self._refuse(encoded_body(message.compression))
         elif message.chunked and wire_bytes and self._is_padded(wire_bytes, size):
             self._refuse(InvalidArgument("malformed HTTP request: chunk extensions are too long"))
         else:
@@ -282,10 +274,10 @@ class Connection(asyncio.Protocol):
         self._body_name, self._body_max = self._server.body_limit(message.method, message.path)
         announced = message.headers.get("Content-Length")
         if announced is not None and int(announced) > self._body_max:
-            self._refuse(_body_too_large(self._body_name, self._body_max, int(announced)))
+            self._refuse(body_too_large(self._body_name, self._body_max, int(announced)))
             return
         if message.compression is not None:
-            self._refuse(_encoded_body(message.compression))
+            self._refuse(encoded_body(message.compression))
             return
         expects = message.headers.get("Expect")
         if expects is not None:
@@ -293,8 +285,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(InvalidArgument("the only expectation understood here is 100-continue"), 417)
                 return
             # Behind unanswered requests it is left out: the peer then sends its body unasked.
-            if not self._open and self._transport is not None and payload.total_bytes == 0:
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if not self._open and self.transport is not None and payload.total_bytes == 0:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._exchange_message, self._payload = message, payload
         self._wire_bytes = payload.total_bytes
         self.is_in_head = False
@@ -309,7 +301,7 @@ class Connection(asyncio.Protocol):
         self._wire_bytes += arrived_bytes
         total = payload.total_bytes
         if total > self._body_max:
-            self._refuse(_body_too_large(self._body_name, self._body_max, total))
+            self._refuse(body_too_large(self._body_name, self._body_max, total))
         elif payload.is_eof():
             self._payload = self._exchange_message = None
             self._account_body(0)
@@ -338,7 +330,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def has_unread_answer(self) -> bool:
-        return self._is_paused
+        return self.is_paused
 
     # --- requests and answers ---------------------------------------------------------------------
 
@@ -362,7 +354,7 @@ class Connection(asyncio.Protocol):
         elif version is not HttpVersion11:
             closing = b"Connection: keep-alive\r\n"
         exchange = Exchange(message, body, self, is_last, closing)
-        if self._open or self._held or self._is_paused:
+        if self._open or self._held or self.is_paused:
             self._held.append(exchange)
             self._pump()
         else:
@@ -375,7 +367,7 @@ class Connection(asyncio.Protocol):
             return
         self._is_pumping = True
         held, running = self._held, self._open
-        while held and not self._is_paused:
+        while held and not self.is_paused:
             exchange = held[0]
             if running and not (exchange.method in _SAFE and running[-1].method in _SAFE):
                 break
@@ -388,7 +380,7 @@ class Connection(asyncio.Protocol):
         self._is_pumping = False
 
     def answer(self, request: Request, response: Response) -> None:
-        transport = self._transport
+        transport = self.transport
         if transport is None:
             return
         assert isinstance(request, Exchange)
@@ -398,7 +390,7 @@ class Connection(asyncio.Protocol):
             request.ready = encoded
             return
         transport.write(encoded)
-        self._finish(request)
+        self.finish(request)
 
     def _encoded(self, exchange: Exchange, response: Response) -> bytes:
         status, body = response.status, response.body
@@ -410,7 +402,7 @@ class Connection(asyncio.Protocol):
             body = b""
         return b"".join((first, response.head, exchange.closing, length, body))
 
-    def _finish(self, exchange: Exchange) -> None:
+    def finish(self, exchange: StreamedExchange) -> None:
         """The answer of the first open exchange has been written whole."""
         self._open.popleft()
         self._parsed -= 1
@@ -430,14 +422,14 @@ class Connection(asyncio.Protocol):
 
     def _write_ready(self) -> None:
         """Write answers that were waiting for those before them."""
-        while self._open and self._transport is not None:
+        while self._open and self.transport is not None:
             exchange = self._open[0]
             if exchange.stream is not None:
                 exchange.stream.come_first()
                 return
             if exchange.ready is None:
                 return
-            self._transport.write(exchange.ready)
+            self.transport.write(exchange.ready)
             self._open.popleft()
             self._parsed -= 1
             self._parser.message_consumed()
@@ -446,9 +438,15 @@ class Connection(asyncio.Protocol):
                 return
         self._pump()
 
-    def open_stream(self, request: Request, response: Response) -> _Stream:
+    def status_line(self, status: int) -> bytes:
+        return self._server.status_line(status)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._server.loop.call_soon(callback)
+
+    def open_stream(self, request: Request, response: Response) -> Stream:
         assert isinstance(request, Exchange)
-        request.stream = stream = _Stream(self, request, response)
+        request.stream = stream = Stream(self, request, response)
         if self._open and self._open[0] is request:
             stream.come_first()
         return stream
@@ -487,7 +485,7 @@ class Connection(asyncio.Protocol):
         self._refuse(RequestTimeout(f"the {what} did not arrive whole within {limit_s:g} s", limit_s=limit_s))
 
     def _close_after_answer(self) -> None:
-        transport = self._transport
+        transport = self.transport
         if transport is None:
             return
         self._held.clear()
@@ -510,12 +508,12 @@ class Connection(asyncio.Protocol):
             if last.ready is None and last.stream is None:
                 last.closing = b"Connection: close\r\n"
             last.is_last = self._payload is None
-        elif self._payload is None and self._transport is not None:
-            self._transport.close()
+        elif self._payload is None and self.transport is not None:
+            self.transport.close()
 
     def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
     # --- flow -------------------------------------------------------------------------------------
 
@@ -524,7 +522,7 @@ class Connection(asyncio.Protocol):
         return not (self._open or self._held or self._payload or self.is_in_head or self.is_lingering)
 
     def unread_now(self) -> int:
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
 
     def _wait_for_peer(self) -> None:
         self.since_s = self._server.loop.time()
@@ -532,151 +530,24 @@ class Connection(asyncio.Protocol):
         self._server.slow[self] = None
 
     def _peer_came(self) -> None:
-        if self.is_slow and not self._is_paused:
+        if self.is_slow and not self.is_paused:
             self.is_slow = False
             self._server.slow.pop(self, None)
 
     def _stall(self) -> None:
         """Stop reading until half of the pipelined requests are answered."""
-        if self._transport is None:
+        if self.transport is None:
             return
         if self._parsed <= self._limits.pipeline_max // 2:
             self._server.loop.call_soon(self._unstall)
         else:
             self._is_stalled = True
-        self._transport.pause_reading()
+        self.transport.pause_reading()
 
     def _unstall(self) -> None:
         """Parse what the parser kept back, then read on."""
-        if self._transport is None:
+        if self.transport is None:
             return
         self.data_received(b"")
-        if not self._is_stalled and self._transport is not None:
-            self._transport.resume_reading()
-
-
-class _Stream:
-    """A body sent in chunks; close-delimited to HTTP/1.0."""
-
-    __slots__ = ("_callback", "_connection", "_exchange", "_head", "_is_chunked", "_is_ended", "_waiting")
-
-    def __init__(self, connection: Connection, exchange: Exchange, response: Response) -> None:
-        self._connection = connection
-        self._exchange = exchange
-        self._is_chunked = not exchange.closing.startswith(b"Connection: keep-alive")
-        if not self._is_chunked:
-            exchange.is_last, exchange.closing = True, b"Connection: close\r\n"
-        first = connection._server.status_line(response.status)
-        coding = b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b""
-        self._head = b"".join((first, response.head, coding, exchange.closing, b"\r\n"))
-        self._waiting: list[bytes] | None = [response.body] if response.body else []
-        """Pieces that wait for earlier answers; None once this stream is first in line."""
-        self._is_ended = False
-        self._callback: Callable[[], None] | None = None
-
-    @property
-    def is_open(self) -> bool:
-        return self._connection._transport is not None
-
-    def write(self, piece: bytes) -> bool:
-        assert not self._is_ended, "write after end"
-        if self._connection._transport is None:
-            return False
-        if self._waiting is not None:
-            self._waiting.append(piece)
-            return False
-        self._send(piece)
-        return not self._connection._is_paused
-
-    def on_drain(self, callback: Callable[[], None]) -> None:
-        if not self.is_open or (self._waiting is None and not self._connection._is_paused):
-            self._connection._server.loop.call_soon(callback)
-        else:
-            self._callback = callback
-
-    def end(self) -> None:
-        if self._is_ended:
-            return
-        self._is_ended = True
-        if self._waiting is None:
-            self._close()
-
-    def come_first(self) -> None:
-        """Everything before this answer is written: let it go out."""
-        transport, waiting = self._connection._transport, self._waiting
-        if transport is None or waiting is None:
-            return
-        self._waiting = None
-        transport.write(self._head)
-        for piece in waiting:
-            self._send(piece)
-        if self._is_ended:
-            self._close()
-        elif not self._connection._is_paused:
-            self.wake()
-
-    def wake(self) -> None:
-        callback, self._callback = self._callback, None
-        if callback is not None:
-            callback()
-
-    def _send(self, piece: bytes) -> None:
-        transport = self._connection._transport
-        if transport is None or not piece or self._exchange.method == "HEAD":
-            return
-        transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
-
-    def _close(self) -> None:
-        connection = self._connection
-        if connection._transport is None:
-            return
-        if self._is_chunked and self._exchange.method != "HEAD":
-            connection._transport.write(b"0\r\n\r\n")
-        connection._finish(self._exchange)
-
-
-def _headers_too_large(allowed: int) -> KvError:
-    return HeadersTooLarge(
-        f"the request's header has more than header_bytes_max = {allowed} bytes",
-        limit="header_bytes_max",
-        max=allowed,
-    )
-
-
-def _body_too_large(name: str, allowed: int, size: int) -> KvError:
-    return TooLarge(
-        f"the body has at least {size} bytes, {name} is {allowed}", limit=name, max=allowed, size=size
-    )
-
-
-def _encoded_body(coding: str) -> KvError:
-    return UnsupportedMedia(f"Content-Encoding {coding} is not understood here: send the body as it is")
-
-
-def _parse_error(error: Exception, data: bytes, target_bytes_max: int) -> KvError:
-    """What the parser refused, in the contract's words. Never echoes the peer's bytes."""
-    if isinstance(error, LineTooLong):
-        if error.args[1] == target_bytes_max:
-            return TooLarge(
-                f"the request target has more than target_bytes_max = {target_bytes_max} bytes",
-                limit="target_bytes_max",
-                max=target_bytes_max,
-            )
-        return HeadersTooLarge("a header field is longer than field_bytes_max", limit="field_bytes_max")
-    text = str(error.args[0]) if error.args else ""
-    if text.startswith("Too many headers"):
-        return HeadersTooLarge("the request has more than headers_max header fields", limit="headers_max")
-    if isinstance(error, BadHttpMethod):
-        method = data.partition(b" ")[0]
-        if (
-            method
-            and len(method) <= 32
-            and _TOKEN.issuperset(method)
-            and b" HTTP/1." in data.partition(b"\n")[0]
-        ):
-            return MethodNotAllowed(
-                "this method is not known here", allow="GET, HEAD, PUT, POST, DELETE, OPTIONS"
-            )
-    reason = text.partition("\n")[0].partition("b'")[0].partition("'")[0].strip(" :")[:80]
-    printable = "".join(each for each in reason if each.isascii() and each.isprintable())
-    return InvalidArgument(f"malformed HTTP request: {printable or 'cannot be parsed'}")
+        if not self._is_stalled and self.transport is not None:
+            self.transport.resume_reading()
