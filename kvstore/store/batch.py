@@ -1,0 +1,156 @@
+"""What a run of entries writes, before any of it is in the engine.
+
+Ops of one apply must see what earlier ones wrote, and nothing may be in the engine until all of it is. So
+writes collect here, per entry for the state hash and over all entries for the engine, and reads look
+here first. Order matters: the hash runs over the writes in the order in which they were first made, which
+follows from the entries and the replicated state alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, Final
+
+import google_crc32c
+
+from kvstore.store import keys, records
+from kvstore.store.engine import Engine
+from kvstore.store.limits import StoreLimits
+from kvstore.store.records import Meta
+
+_STAND: Final = struct.Struct(">8Q")
+_REMOVED: Final = b"\x00removed"
+_extend = google_crc32c.extend
+
+
+class Batch:
+    """Counters of `Meta` as they will be, and the writes that lead there."""
+
+    __slots__ = (
+        "_first_revision",
+        "changes",
+        "clock_ms",
+        "compacted",
+        "engine",
+        "heads",
+        "key_count",
+        "limits",
+        "pending",
+        "revision",
+        "session_bytes",
+        "state_hash",
+        "writes",
+    )
+
+    def __init__(self, engine: Engine, meta: Meta, limits: StoreLimits) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.revision = meta.revision
+        self.clock_ms = meta.clock_ms
+        self.compacted = meta.compacted
+        self.key_count = meta.key_count
+        self.session_bytes = meta.session_bytes
+        self.state_hash = meta.state_hash
+        self.pending: dict[bytes, bytes | None] = {}
+        """Writes of entries that are finished."""
+        self.writes: dict[bytes, bytes | None] = {}
+        """Writes of the entry at hand."""
+        self.heads: dict[bytes, bytes | None] = {}
+        """Head records as they are now, by record key: what was looked up and what was written."""
+        self.changes: list[Any] = []
+        """Flat, see `records.pack_change`."""
+        self._first_revision = meta.revision + 1
+
+    def get(self, record_key: bytes) -> bytes | None:
+        """A record that is not a head."""
+        if record_key in self.writes:
+            return self.writes[record_key]
+        if record_key in self.pending:
+            return self.pending[record_key]
+        return self.engine.get(record_key)
+
+    def prefetch(self, record_keys: list[bytes]) -> None:
+        """Look up many heads at once: 0.3 to 1.4 us each instead of 0.4 to 1.9."""
+        if len(record_keys) == 1:
+            self.heads[record_keys[0]] = self.engine.get(record_keys[0])
+        elif record_keys:
+            self.heads.update(zip(record_keys, self.engine.get_many(record_keys), strict=True))
+
+    def head(self, record_key: bytes) -> bytes | None:
+        try:
+            return self.heads[record_key]
+        except KeyError:
+            found = self.heads[record_key] = self.engine.get(record_key)
+            return found
+
+    def set_head(self, record_key: bytes, record: bytes | None) -> None:
+        self.heads[record_key] = self.writes[record_key] = record
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Ascending pairs, what was written here included. Must be used up before the next write."""
+        over = {key for layer in (self.pending, self.writes) for key in layer if start <= key < end}
+        if not over:
+            yield from self.engine.scan(start, end)
+            return
+        waiting = sorted(over, reverse=True)
+        for key, value in self.engine.scan(start, end):
+            while waiting and waiting[-1] < key:
+                yield from self._written(waiting.pop())
+            if waiting and waiting[-1] == key:
+                yield from self._written(waiting.pop())
+            else:
+                yield key, value
+        while waiting:
+            yield from self._written(waiting.pop())
+
+    def _written(self, key: bytes) -> Iterator[tuple[bytes, bytes]]:
+        value = self.writes[key] if key in self.writes else self.pending[key]
+        if value is not None:
+            yield key, value
+
+    def close_changes(self) -> None:
+        """Write the entry's record in the change log."""
+        if self.changes:
+            record = records.pack_change(self.clock_ms, self.changes)
+            self.writes[keys.change(self._first_revision)] = record
+            self.changes = []
+        self._first_revision = self.revision + 1
+
+    def finish_entry(self, index: int, term: int) -> None:
+        """Chain the entry's writes into the state hash and open the next entry."""
+        writes = self.writes
+        names = b"".join(writes)
+        values = writes.values()
+        try:
+            content = b"".join(values)  # type: ignore[arg-type]
+        except TypeError:
+            content = b"".join([_REMOVED if value is None else value for value in values])
+        stand = _STAND.pack(
+            index,
+            term,
+            self.revision,
+            self.clock_ms,
+            self.compacted,
+            self.key_count,
+            len(names),
+            len(content),
+        )
+        self.state_hash = _extend(_extend(_extend(self.state_hash, stand), names), content)
+        if self.pending:
+            self.pending.update(writes)
+        else:
+            self.pending = writes
+        self.writes = {}
+
+    def meta(self, applied: int, applied_term: int) -> Meta:
+        return Meta(
+            applied,
+            applied_term,
+            self.revision,
+            self.clock_ms,
+            self.compacted,
+            self.key_count,
+            self.session_bytes,
+            self.state_hash,
+        )

@@ -1,0 +1,78 @@
+"""Forgets old versions, a little with each entry.
+
+The change log says which version each change replaced, so that a step of compaction reads one change
+record and removes the versions named in it; nothing is searched for. What is removed, and when, follows
+from the entry, the limits and the records in the tablet: all replicas forget the same at the same index.
+
+A change record goes when the state it left behind has been replaced for longer than `history_ms`, or lies
+more than `history_revisions` back. `compacted` is then the first revision of the oldest record kept:
+reads at it and above see everything, and the change log is complete from it on, deletions included. The
+newest record is never removed, so there is always something to read at.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, NamedTuple
+
+from kvstore.store import keys, records
+from kvstore.store.batch import Batch
+from kvstore.store.records import CHANGE_PUT, Change
+
+CHANGES_PER_ENTRY: Final = 64
+"""Changes forgotten per entry, besides twice as many as it made: enough to catch up under any load."""
+_RECORDS_AHEAD: Final = 32
+
+
+class _Record(NamedTuple):
+    key: bytes
+    first_revision: int
+    clock_ms: int
+    changes: list[Change]
+
+
+class Compaction:
+    def __init__(self) -> None:
+        self._oldest: deque[_Record] = deque()
+
+    def reset(self) -> None:
+        """Forget what was read ahead."""
+        self._oldest.clear()
+
+    def step(self, batch: Batch, changed: int) -> None:
+        """Forget what the limits no longer keep. `changed` counts the changes of the entry at hand, whose
+        change record must be written."""
+        budget = CHANGES_PER_ENTRY + 2 * changed
+        while budget > 0:
+            if len(self._oldest) < 2 and not self._read_ahead(batch):
+                return
+            oldest, following = self._oldest[0], self._oldest[1]
+            is_far_back = following.first_revision + batch.limits.history_revisions <= batch.revision
+            is_long_ago = following.clock_ms + batch.limits.history_ms < batch.clock_ms
+            if not (is_far_back or is_long_ago):
+                return
+            for change in oldest.changes:
+                if change.replaced:
+                    batch.writes[keys.version(change.key, change.replaced)] = None
+                if change.kind != CHANGE_PUT:
+                    batch.writes[keys.version(change.key, change.revision)] = None
+            batch.writes[oldest.key] = None
+            batch.compacted = following.first_revision
+            budget -= len(oldest.changes) + 1
+            self._oldest.popleft()
+
+    def _read_ahead(self, batch: Batch) -> bool:
+        """Have the two oldest records at hand; False if there are not two."""
+        start = keys.CHANGE
+        if self._oldest:
+            last = self._oldest[-1]
+            if last.changes[-1].revision == batch.revision:
+                return False
+            start = last.key + b"\x00"
+        for key, record in batch.scan(start, keys.CHANGE_END):
+            first_revision = int.from_bytes(key[1:], "big")
+            clock_ms, changes = records.unpack_change(first_revision, record)
+            self._oldest.append(_Record(key, first_revision, clock_ms, changes))
+            if len(self._oldest) >= _RECORDS_AHEAD:
+                break
+        return len(self._oldest) >= 2

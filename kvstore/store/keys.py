@@ -1,0 +1,92 @@
+"""Where things lie in a tablet. All keys are ordered bytes; the first byte says what a record is.
+
+| key | record |
+|---|---|
+| `m` | counters and the applied position, rewritten by every batch (`records.Meta`) |
+| `mc` | the Raft configuration in force at the applied index |
+| `ml` | the replicated limits (`limits.StoreLimits`) |
+| `h` key | the key's head: its newest version (`records.pack_head`) |
+| `v` escaped key, complement of revision | an older version; an empty record says deleted at that revision |
+| `c` first revision | what one entry changed (`records.pack_change`) |
+| `s` session | a session (`records.SessionHeader`) |
+| `r` length of session, session, sequence | kept results of one request |
+| `e` due clock, session | when to look whether the session has expired |
+
+Numbers are 8 bytes big-endian, so that they sort. Older versions of a key follow each other newest first.
+In `v` records a key's 0x00 bytes become 0x00 0xff and the key ends with 0x00 0x00, so that no key's versions
+lie among those of a key that it is a prefix of, and the order is that of the keys.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+META: Final = b"m"
+CONFIGURATION: Final = b"mc"
+LIMITS: Final = b"ml"
+
+HEAD: Final = b"h"
+HEAD_END: Final = b"i"
+VERSION: Final = b"v"
+VERSION_END: Final = b"w"
+CHANGE: Final = b"c"
+CHANGE_END: Final = b"d"
+SESSION: Final = b"s"
+SESSION_END: Final = b"t"
+RESULT: Final = b"r"
+EXPIRY: Final = b"e"
+EXPIRY_END: Final = b"f"
+
+REVISION_MAX: Final = (1 << 63) - 1
+_ALL_ONES: Final = (1 << 64) - 1
+
+
+def number(value: int) -> bytes:
+    return value.to_bytes(8, "big")
+
+
+def escaped(key: bytes) -> bytes:
+    return key.replace(b"\x00", b"\x00\xff") + b"\x00\x00"
+
+
+def unescaped(escaped_key: bytes) -> bytes:
+    return escaped_key[:-2].replace(b"\x00\xff", b"\x00")
+
+
+def versions_end(key: bytes) -> bytes:
+    """End of the range of all older versions of `key`."""
+    return VERSION + key.replace(b"\x00", b"\x00\xff") + b"\x00\x01"
+
+
+def version(key: bytes, revision: int) -> bytes:
+    return b"v%b\x00\x00%b" % (key.replace(b"\x00", b"\x00\xff"), (_ALL_ONES - revision).to_bytes(8, "big"))
+
+
+def version_parts(record_key: bytes) -> tuple[bytes, int]:
+    """The key and revision that a `v` record is about."""
+    return unescaped(record_key[1:-8]), _ALL_ONES - int.from_bytes(record_key[-8:], "big")
+
+
+def change(first_revision: int) -> bytes:
+    return CHANGE + number(first_revision)
+
+
+def session(session_id: bytes) -> bytes:
+    return SESSION + session_id
+
+
+def results_of(session_id: bytes) -> bytes:
+    """Prefix of all kept results of a session."""
+    return b"r%c%b" % (len(session_id), session_id)
+
+
+def result(session_id: bytes, sequence: int) -> bytes:
+    return results_of(session_id) + number(sequence)
+
+
+def expiry(due_ms: int, session_id: bytes) -> bytes:
+    return EXPIRY + number(due_ms) + session_id
+
+
+def expiry_parts(record_key: bytes) -> tuple[int, bytes]:
+    return int.from_bytes(record_key[1:9], "big"), record_key[9:]

@@ -1,0 +1,237 @@
+"""The replicated state machine of one replica: entries in, results out, a tablet underneath.
+
+The host that owns the replica drives it from one thread:
+
+- `apply` takes committed entries in order, each index exactly once. All of them become one engine write,
+  together with the applied index, term, configuration, revision, clock, sessions and state hash: whatever
+  a crash leaves behind is a tablet as it was after some entry, and says after which one.
+- `flush` and `checkpoint` do their blocking part in a thread. The log may be cut only up to
+  `durable_applied`.
+
+Apply is deterministic: entry and replicated state, nothing else. A failure that is part of an op's meaning
+is a result. A full disk is raised as `DiskFull`: nothing of the batch is in and the same entries may
+be applied again. Anything else is `Fatal`: nothing of the batch is in, and this replica must stop.
+
+What it does not do: read a clock, know about Raft beyond the entry, decide what a caller may do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from kvstore.errors import Corrupt, DiskFull, Fatal
+from kvstore.raft.messages import CONFIGURATION, NORMAL, Configuration, Entry, SnapshotMeta
+from kvstore.store import commands, keys, mvcc, queries, records
+from kvstore.store.batch import Batch
+from kvstore.store.compaction import Compaction
+from kvstore.store.engine import Engine, Engines
+from kvstore.store.limits import StoreLimits
+from kvstore.store.records import Meta
+from kvstore.store.results import CommandResult
+from kvstore.store.sessions import Sessions
+from kvstore.types import ClockMs, LogIndex, Revision, Term
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_payload = msgspec.msgpack.Decoder().decode
+_decode_configuration = msgspec.msgpack.Decoder(Configuration).decode
+_DEFAULT_LIMITS = StoreLimits()
+
+
+class Machine:
+    """Opens on what the engine holds; an empty engine needs `bootstrap` or an installed snapshot.
+
+    `limits` are the ones this node is configured for. They do nothing by themselves, see
+    `limits_to_propose`.
+    """
+
+    def __init__(self, engine: Engine, limits: StoreLimits = _DEFAULT_LIMITS) -> None:
+        self._engine = engine
+        self._wanted_limits = limits
+        self._sessions = Sessions(engine)
+        self._compaction = Compaction()
+        self._failure: str | None = None
+        meta, configuration, stored_limits = engine.get_many([keys.META, keys.CONFIGURATION, keys.LIMITS])
+        self.is_empty = meta is None
+        self._meta = Meta() if meta is None else Meta.unpack(meta)
+        self.configuration = (
+            Configuration() if configuration is None else _decode_configuration(configuration)
+        )
+        self.limits = StoreLimits() if stored_limits is None else records.unpack_limits(stored_limits)
+        self.durable_applied = LogIndex(self._meta.applied)
+        """The log may be cut up to and including this index. What an engine holds when it is opened is on
+        disk; after that only flushes move this."""
+
+    @property
+    def applied(self) -> LogIndex:
+        return LogIndex(self._meta.applied)
+
+    @property
+    def applied_term(self) -> Term:
+        return Term(self._meta.applied_term)
+
+    @property
+    def revision(self) -> Revision:
+        return Revision(self._meta.revision)
+
+    @property
+    def clock_ms(self) -> ClockMs:
+        return ClockMs(self._meta.clock_ms)
+
+    @property
+    def compacted(self) -> Revision:
+        """First revision that can still be read."""
+        return Revision(self._meta.compacted)
+
+    @property
+    def key_count(self) -> int:
+        return self._meta.key_count
+
+    @property
+    def state_hash(self) -> int:
+        """Equal on all replicas of a shard that have applied the same index."""
+        return self._meta.state_hash
+
+    def snapshot_meta(self) -> SnapshotMeta:
+        return SnapshotMeta(self.applied, self.applied_term, self.configuration)
+
+    def bootstrap(self, configuration: Configuration) -> None:
+        """Make the empty tablet of a new shard's first replicas. Not durable before a flush."""
+        assert self.is_empty, "bootstrap of a tablet that holds something"
+        self._engine.write(
+            {keys.META: self._meta.pack(), keys.CONFIGURATION: _encode(configuration)},
+        )
+        self.configuration = configuration
+        self.is_empty = False
+
+    def apply(self, entries: Sequence[Entry]) -> list[list[CommandResult]]:
+        """Apply committed entries as one engine write; results per entry, per command.
+
+        Raises: DiskFull (may be repeated), Fatal (this replica must not go on).
+        """
+        if self._failure is not None:
+            raise Fatal(self._failure)
+        if not entries:
+            return []
+        self._check_order(entries)
+        batch = Batch(self._engine, self._meta, self.limits)
+        configuration = self.configuration
+        try:
+            payloads = [_decode_payload(entry.payload) if entry.kind == NORMAL else None for entry in entries]
+            batch.prefetch(mvcc.heads_of(payloads))
+            results = []
+            for entry, payload in zip(entries, payloads, strict=True):
+                answers: list[CommandResult] = []
+                if payload is not None:
+                    answers = self._apply_commands(batch, payload)
+                elif entry.kind == CONFIGURATION:
+                    configuration = _decode_configuration(entry.payload)
+                    batch.writes[keys.CONFIGURATION] = entry.payload
+                batch.finish_entry(entry.index, entry.term)
+                results.append(answers)
+            meta = batch.meta(entries[-1].index, entries[-1].term)
+            batch.pending[keys.META] = meta.pack()
+            self._engine.write(batch.pending)
+        except Exception as error:
+            self._give_up(entries, error)
+            raise
+        self._meta = meta
+        self.configuration = configuration
+        self.limits = batch.limits
+        self.is_empty = False
+        self._sessions.between_batches()
+        return results
+
+    def _check_order(self, entries: Sequence[Entry]) -> None:
+        """Refuse a gap, a repetition or a term that goes back, before anything is touched."""
+        index, term = self._meta.applied, self._meta.applied_term
+        for entry in entries:
+            index += 1
+            if entry.index != index or entry.term < term:
+                raise Fatal(f"entry {entry.index} of term {entry.term} after {index - 1} of term {term}")
+            term = entry.term
+
+    def _give_up(self, entries: Sequence[Entry], error: Exception) -> None:
+        """Nothing is in the engine: what the mirrors ran ahead must go. All but a full disk is final."""
+        self._sessions.reset()
+        self._compaction.reset()
+        if isinstance(error, DiskFull):
+            return
+        span = f"entries {entries[0].index} to {entries[-1].index}"
+        self._failure = f"cannot apply {span} to {self._engine.directory}: {error!r}"
+        raise Fatal(self._failure) from error
+
+    def _apply_commands(self, batch: Batch, payload: list[Any]) -> list[CommandResult]:
+        clock_ms = payload[0]
+        if clock_ms > batch.clock_ms:
+            batch.clock_ms = clock_ms
+        answers = []
+        for position in range(1, len(payload)):
+            command = payload[position]
+            if command[0] is None:
+                del command[0]
+                answers.append(CommandResult(False, mvcc.apply_ops(batch, command)))
+            else:
+                answers.append(self._sessions.run(batch, command))
+        changed = len(batch.changes) // 3
+        batch.close_changes()
+        self._compaction.step(batch, changed)
+        self._sessions.expire(batch)
+        return answers
+
+    def query(self, query: list[Any]) -> Any:
+        """Answer a read from the applied state, see `queries`."""
+        return queries.run(self._engine, self._meta, query)
+
+    def limits_to_propose(self) -> bytes | None:
+        """A command that brings this node's configured limits into the shard, None if they are in force.
+        To be proposed by a leader, once it has applied its term's first entry."""
+        if self.limits == self._wanted_limits:
+            return None
+        return commands.encode(None, [commands.set_limits(self._wanted_limits)])
+
+    def flush(self) -> Callable[[], LogIndex]:
+        """Call on the loop; run what it returns in a thread. That makes everything applied up to now durable,
+        advances `durable_applied` and returns it.
+
+        Raises (the returned function): DiskFull, Fatal.
+        """
+        captured = self.applied
+
+        def work() -> LogIndex:
+            self._engine.flush()
+            self.durable_applied = max(self.durable_applied, captured)
+            return self.durable_applied
+
+        return work
+
+    def checkpoint(self, directory: str) -> SnapshotMeta:
+        """Copy the tablet to `directory` (absent yet), blocking, safe in a thread beside `apply`.
+
+        The meta that comes back is read from the copy itself: by now this tablet may be further.
+        Raises: DiskFull, Fatal.
+        """
+        self._engine.checkpoint(directory)
+        return read_snapshot_meta(self._engine.engines, directory)
+
+    def byte_count(self) -> int:
+        return self._engine.byte_count()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def read_snapshot_meta(engines: Engines, directory: str) -> SnapshotMeta:
+    """What the closed tablet in `directory` stands for, by its own records.
+
+    Raises: Corrupt if it is not a complete tablet.
+    """
+    meta, configuration = engines.read(directory, [keys.META, keys.CONFIGURATION])
+    if meta is None or configuration is None:
+        raise Corrupt(f"{directory} holds no complete tablet")
+    stand = Meta.unpack(meta)
+    return SnapshotMeta(
+        LogIndex(stand.applied), Term(stand.applied_term), _decode_configuration(configuration)
+    )

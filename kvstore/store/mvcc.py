@@ -1,0 +1,232 @@
+"""What each op does to a tablet. Deterministic: the batch and the op are all it looks at.
+
+A write of a key replaces its head; the old head, as it is, becomes a version record. A deletion leaves a
+tombstone among the versions and no head. Every op that changes something takes the next revision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from kvstore.errors import Fatal
+from kvstore.store import commands, keys, records
+from kvstore.store.batch import Batch
+from kvstore.store.limits import StoreLimits
+from kvstore.store.records import (
+    CHANGE_DELETE,
+    CHANGE_PUT,
+    NO_ATTRIBUTES,
+    SAME_REVISION,
+    TOMBSTONE,
+    Attributes,
+    pack_plain_head,
+    unpack_head,
+)
+from kvstore.store.results import NOT_A_NUMBER, OK, OUT_OF_RANGE, PRECONDITION_FAILED, Result
+
+RANGE_KEYS_MAX: Final = 10_000
+RANGE_BYTES_MAX: Final = 8 << 20
+"""Bounds of one range delete, so that one entry can not hold up a node; the result says `more`."""
+
+_NO_OPTIONS: Final[dict[str, Any]] = {}
+_UNKNOWN: Final = object()
+_KEYED: Final = frozenset((commands.PUT, commands.DELETE, commands.INCR))
+
+
+def heads_of(payloads: list[list[Any] | None]) -> list[bytes]:
+    """Record keys of the heads that the commands of some entries will look at."""
+    return [
+        b"h" + op[1]
+        for payload in payloads
+        if payload is not None
+        for command in payload[1:]
+        for op in command[1:]
+        if op[0] in _KEYED
+    ]
+
+
+def apply_ops(batch: Batch, ops: list[commands.Op]) -> list[Result]:
+    results: list[Result] = []
+    position = 0
+    while position < len(ops):
+        op = ops[position]
+        if op[0] == commands.PUT and len(op) == 3:
+            position = _apply_plain_puts(batch, ops, position, results)
+            continue
+        apply = _APPLY.get(op[0])
+        if apply is None:
+            raise Fatal(f"entry holds op {op[0]}, which this program does not know")
+        results.append(apply(batch, op))
+        position += 1
+    return results
+
+
+def _apply_plain_puts(batch: Batch, ops: list[commands.Op], position: int, results: list[Result]) -> int:
+    """The hot loop: a run of puts without options. Same effect as `_apply_put`, which a test compares."""
+    heads, writes = batch.heads, batch.writes
+    changed, answer = batch.changes.extend, results.append
+    revision, created = batch.revision, 0
+    count = len(ops)
+    while position < count:
+        op = ops[position]
+        if op[0] != 1 or len(op) != 3:
+            break
+        position += 1
+        revision += 1
+        key = op[1]
+        record_key = b"h" + key
+        old = heads.get(record_key, _UNKNOWN)
+        if old is _UNKNOWN:
+            old = batch.head(record_key)
+        if old is None:
+            created += 1
+            writes[record_key] = heads[record_key] = pack_plain_head(0, revision, revision, 1) + op[2]
+            changed((key, 0, 0))
+            answer([0, revision, 1, True, None])
+        else:
+            _, replaced, create_revision, version = unpack_head(old)  # type: ignore[arg-type]
+            writes[keys.version(key, replaced)] = old  # type: ignore[assignment]
+            version += 1
+            writes[record_key] = heads[record_key] = (
+                pack_plain_head(0, revision, create_revision, version) + op[2]
+            )
+            changed((key, replaced, 0))
+            answer([0, revision, version, False, None])
+    batch.revision = revision
+    batch.key_count += created
+    return position
+
+
+def _refusal(old: bytes | None, options: dict[str, Any]) -> Result | None:
+    """The result of a condition that does not hold."""
+    if not options:
+        return None
+    current = unpack_head(old)[1] if old is not None else 0
+    wanted = options.get("if_revision")
+    if (
+        (wanted is not None and wanted != current)
+        or (options.get("if_absent") and current)
+        or (options.get("if_present") and not current)
+    ):
+        return [PRECONDITION_FAILED, current]
+    return None
+
+
+def _write_head(
+    batch: Batch, key: bytes, old: bytes | None, value: bytes, attributes: Attributes
+) -> tuple[int, int]:
+    """Make `value` the key's newest version. Returns its revision and version."""
+    revision = batch.revision = batch.revision + 1
+    if old is None:
+        replaced, create_revision, version = 0, revision, 1
+        batch.key_count += 1
+    else:
+        _, replaced, create_revision, version = unpack_head(old)
+        version += 1
+        batch.writes[keys.version(key, replaced)] = old
+    batch.set_head(b"h" + key, records.pack_head(revision, create_revision, version, value, attributes))
+    batch.changes.extend((key, replaced, CHANGE_PUT))
+    return revision, version
+
+
+def _apply_put(batch: Batch, op: commands.Op) -> Result:
+    key, value = op[1], op[2]
+    options = (op[3] if len(op) > 3 else None) or _NO_OPTIONS
+    old = batch.head(b"h" + key)
+    refusal = _refusal(old, options)
+    if refusal is not None:
+        return refusal
+    content_type = options.get("content_type")
+    attributes = Attributes(content_type) if content_type else NO_ATTRIBUTES
+    revision, version = _write_head(batch, key, old, value, attributes)
+    prev = records.item(old) if old is not None and options.get("prev") else None
+    return [OK, revision, version, old is None, prev]
+
+
+def _apply_delete(batch: Batch, op: commands.Op) -> Result:
+    key = op[1]
+    options = (op[2] if len(op) > 2 else None) or _NO_OPTIONS
+    old = batch.head(b"h" + key)
+    refusal = _refusal(old, options)
+    if refusal is not None:
+        return refusal
+    if old is None:
+        return [OK, batch.revision, 0, None]
+    batch.revision += 1
+    _remove(batch, key, old, CHANGE_DELETE)
+    return [OK, batch.revision, 1, records.item(old) if options.get("prev") else None]
+
+
+def _remove(batch: Batch, key: bytes, old: bytes, kind: int) -> None:
+    """Remove a present key at `batch.revision`."""
+    replaced = unpack_head(old)[1]
+    batch.writes[keys.version(key, replaced)] = old
+    batch.writes[keys.version(key, batch.revision)] = TOMBSTONE
+    batch.set_head(b"h" + key, None)
+    batch.key_count -= 1
+    batch.changes.extend((key, replaced, kind))
+
+
+def _apply_incr(batch: Batch, op: commands.Op) -> Result:
+    _, key, by, low, high = op
+    old = batch.head(b"h" + key)
+    value, attributes = records.value_and_attributes(old) if old is not None else (b"0", NO_ATTRIBUTES)
+    current = decimal(value)
+    if current is None:
+        return [NOT_A_NUMBER]
+    total = current + by
+    if (
+        not commands.INT64_MIN <= total <= commands.INT64_MAX
+        or (low is not None and total < low)
+        or (high is not None and total > high)
+    ):
+        return [OUT_OF_RANGE, current]
+    revision, _ = _write_head(batch, key, old, b"%d" % total, attributes)
+    return [OK, revision, total]
+
+
+def decimal(value: bytes) -> int | None:
+    """A 64-bit decimal integer as `incr` writes it: no spaces, plus signs or leading zeros."""
+    if not 0 < len(value) <= 20 or not value.removeprefix(b"-").isdigit():
+        return None
+    parsed = int(value)
+    if b"%d" % parsed != value or not commands.INT64_MIN <= parsed <= commands.INT64_MAX:
+        return None
+    return parsed
+
+
+def _apply_delete_range(batch: Batch, op: commands.Op) -> Result:
+    start, end = op[1], op[2]
+    options = (op[3] if len(op) > 3 else None) or _NO_OPTIONS
+    limit = min(options.get("limit", RANGE_KEYS_MAX), RANGE_KEYS_MAX)
+    found: list[tuple[bytes, bytes]] = []
+    byte_count, has_more = 0, False
+    for record_key, record in batch.scan(b"h" + start, keys.HEAD_END if end is None else b"h" + end):
+        if len(found) >= limit or byte_count >= RANGE_BYTES_MAX:
+            has_more = True
+            break
+        found.append((record_key[1:], record))
+        byte_count += len(record)
+    kind = CHANGE_DELETE
+    if found:
+        batch.revision += 1
+    for key, record in found:
+        _remove(batch, key, record, kind)
+        kind = CHANGE_DELETE | SAME_REVISION
+    return [OK, batch.revision, len(found), has_more]
+
+
+def _apply_limits(batch: Batch, op: commands.Op) -> Result:
+    batch.limits = StoreLimits(*op[1])
+    batch.writes[keys.LIMITS] = records.pack_limits(batch.limits)
+    return [OK, batch.revision]
+
+
+_APPLY: Final[dict[int, Callable[[Batch, commands.Op], Result]]] = {
+    commands.PUT: _apply_put,
+    commands.DELETE: _apply_delete,
+    commands.INCR: _apply_incr,
+    commands.DELETE_RANGE: _apply_delete_range,
+    commands.LIMITS: _apply_limits,
+}

@@ -1,0 +1,237 @@
+"""Reads of a tablet. A query is a msgpack-able list `[name, ...]`, and so is its answer.
+
+| query | answer |
+|---|---|
+| `["get", key, revision or None]` | None, or an item (see `results`) |
+| `["scan", start, end or None, options]` | `[[[key, *item], ...], more, revision, last key or None]` |
+| `["count", start, end or None, options]` | `[count, more, revision, last key or None]` |
+| `["changes", from revision, options]` | `[[[revision, kind, key, item or None], ...], next revision]` |
+| `["info"]` | a map of the tablet's counters |
+
+Ranges are start <= key < end in byte order; `end` None: to the last key. Options, all of them optional:
+`revision` (a snapshot; default the newest, and the answer says which one it was), `after` (go on behind
+this key), `limit` (keys; at most `KEYS_MAX`), `bytes` (of keys and values; at least one item is given),
+`reverse`, `keys_only` (values are None). `more` says that the range may hold further keys: go on with
+`after` = last key and `revision` = the answer's, so that all pages show one snapshot.
+
+Items of a `changes` answer are the key's version of that change, None for deletions; kinds are those of
+`records`: 0 put, 1 deleted, 2 expired.
+
+Raises: Compacted for revisions below the tablet's `compacted`, RevisionInFuture above its newest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from kvstore.errors import Compacted, InvalidArgument, RevisionInFuture
+from kvstore.store import keys, records
+from kvstore.store.engine import Engine
+from kvstore.store.records import HEAD_BYTES, Meta, unpack_head
+
+KEYS_MAX: Final = 10_000
+"""Keys one scan looks at; a count may look at `COUNT_KEYS_MAX`."""
+BYTES_MAX: Final = 16 << 20
+COUNT_KEYS_MAX: Final = 100_000
+CHANGES_MAX: Final = 1_000
+_STEPS_BEFORE_SEEK: Final = 8
+"""A step costs 0.25 us and a seek 4: skipping more versions than this is cheaper by seek."""
+
+Options = dict[str, Any]
+
+
+def run(engine: Engine, meta: Meta, query: list[Any]) -> Any:
+    """Answer `query` from the engine, whose state `meta` describes."""
+    answer = _QUERIES.get(query[0])
+    if answer is None:
+        raise InvalidArgument(f"unknown query {query[0]!r}")
+    return answer(engine, meta, *query[1:])
+
+
+def _get(engine: Engine, meta: Meta, key: bytes, revision: int | None = None) -> Any:
+    if revision is None:
+        head = engine.get(b"h" + key)
+        return None if head is None else records.item(head)
+    record = record_at(engine, key, _readable(meta, revision))
+    return None if record is None else records.item(record)
+
+
+def _readable(meta: Meta, revision: int | None) -> int:
+    if revision is None:
+        return meta.revision
+    if revision < meta.compacted:
+        raise Compacted(
+            f"revision {revision} is compacted, the oldest is {meta.compacted}", compacted=meta.compacted
+        )
+    if revision > meta.revision:
+        raise RevisionInFuture(
+            f"revision {revision} is above the newest, {meta.revision}", revision=meta.revision
+        )
+    return revision
+
+
+def record_at(engine: Engine, key: bytes, revision: int) -> bytes | None:
+    """The key's record as of `revision`, None if it was absent."""
+    head = engine.get(b"h" + key)
+    if head is not None and unpack_head(head)[1] <= revision:
+        return head
+    for _, record in engine.scan(keys.version(key, revision), keys.versions_end(key)):
+        return record or None
+    return None
+
+
+def _bounds(start: bytes, end: bytes | None, options: Options) -> tuple[bytes, bytes | None]:
+    """The range without what lies at and before `after`."""
+    after = options.get("after")
+    if after is None:
+        return start, end
+    if options.get("reverse"):
+        return start, after if end is None else min(after, end)
+    return max(start, after + b"\x00"), end
+
+
+def _scan(engine: Engine, meta: Meta, start: bytes, end: bytes | None, options: Options) -> list[Any]:
+    revision = _readable(meta, options.get("revision"))
+    start, end = _bounds(start, end, options)
+    limit = min(options.get("limit") or KEYS_MAX, KEYS_MAX)
+    bytes_left = min(options.get("bytes") or BYTES_MAX, BYTES_MAX)
+    keys_only = options.get("keys_only", False)
+    items: list[Any] = []
+    last: bytes | None = None
+    for key, record in _visible(engine, meta, start, end, revision, bool(options.get("reverse"))):
+        if len(items) >= limit or (bytes_left <= 0 and items):
+            return [items, True, revision, last]
+        last = key
+        item = records.item(record)
+        if keys_only:
+            item[0] = None
+            bytes_left -= len(key)
+        else:
+            bytes_left -= len(key) + len(record) - HEAD_BYTES
+        items.append([key, *item])
+    return [items, False, revision, last]
+
+
+def _count(engine: Engine, meta: Meta, start: bytes, end: bytes | None, options: Options) -> list[Any]:
+    revision = _readable(meta, options.get("revision"))
+    start, end = _bounds(start, end, options)
+    limit = min(options.get("limit") or COUNT_KEYS_MAX, COUNT_KEYS_MAX)
+    count = 0
+    last: bytes | None = None
+    for key, _ in _visible(engine, meta, start, end, revision, bool(options.get("reverse"))):
+        if count >= limit:
+            return [count, True, revision, last]
+        count += 1
+        last = key
+    return [count, False, revision, last]
+
+
+def _visible(
+    engine: Engine, meta: Meta, start: bytes, end: bytes | None, revision: int, reverse: bool
+) -> Iterator[tuple[bytes, bytes]]:
+    """Keys that exist at `revision`, with their records as of it."""
+    heads = engine.scan(b"h" + start, keys.HEAD_END if end is None else b"h" + end, reverse=reverse)
+    if revision == meta.revision:
+        for record_key, record in heads:
+            yield record_key[1:], record
+        return
+    older = _versions_at(engine, start, end, revision, reverse)
+    head, version = next(heads, None), next(older, None)
+    while head is not None or version is not None:
+        head_first = version is None or (
+            head is not None and (head[0][1:] >= version[0] if reverse else head[0][1:] <= version[0])
+        )
+        if not head_first:
+            assert version is not None
+            if version[1]:
+                yield version
+            version = next(older, None)
+            continue
+        assert head is not None
+        key, record = head[0][1:], head[1]
+        is_both = version is not None and version[0] == key
+        if unpack_head(record)[1] <= revision:
+            yield key, record
+        elif is_both and version is not None and version[1]:
+            yield version
+        head = next(heads, None)
+        if is_both:
+            version = next(older, None)
+
+
+def _versions_at(
+    engine: Engine, start: bytes, end: bytes | None, revision: int, reverse: bool
+) -> Iterator[tuple[bytes, bytes]]:
+    """For each key with older versions, the newest version record up to `revision`, if there is one;
+    empty for a deletion."""
+    low = keys.VERSION + keys.escaped(start)
+    high = keys.VERSION_END if end is None else keys.VERSION + keys.escaped(end)
+    while True:
+        group = b""
+        found: tuple[bytes, bytes] | None = None
+        steps = 0
+        for record_key, record in engine.scan(low, high, reverse=reverse):
+            if record_key[:-8] != group:
+                if found is not None:
+                    yield found
+                group, found, steps = record_key[:-8], None, 0
+            steps += 1
+            if steps > _STEPS_BEFORE_SEEK:
+                break
+            key, version = keys.version_parts(record_key)
+            # Forward the first that is old enough is the newest such, backward the last.
+            if version <= revision and (reverse or found is None):
+                found = key, record
+        else:
+            if found is not None:
+                yield found
+            return
+        key = keys.unescaped(group[1:])
+        for _, record in engine.scan(keys.version(key, revision), keys.versions_end(key)):
+            yield key, record
+            break
+        if reverse:
+            high = group
+        else:
+            low = keys.versions_end(key)
+
+
+def _changes(engine: Engine, meta: Meta, from_revision: int, options: Options) -> list[Any]:
+    if from_revision < meta.compacted:
+        _readable(meta, from_revision)
+    limit = min(options.get("limit") or CHANGES_MAX, CHANGES_MAX)
+    events: list[Any] = []
+    revision = from_revision
+    for key, record in engine.scan(_change_record_of(engine, from_revision), keys.CHANGE_END):
+        for change in records.unpack_change(int.from_bytes(key[1:], "big"), record)[1]:
+            if change.revision < from_revision:
+                continue
+            if len(events) >= limit and change.revision != revision:
+                return [events, change.revision]
+            revision = change.revision
+            version = None if change.kind else record_at(engine, change.key, revision)
+            events.append(
+                [revision, change.kind, change.key, None if version is None else records.item(version)]
+            )
+    return [events, max(from_revision, meta.revision + 1)]
+
+
+def _change_record_of(engine: Engine, revision: int) -> bytes:
+    """Key of the change record that holds `revision`, or of the next one."""
+    for key, _ in engine.scan(keys.CHANGE, keys.change(revision) + b"\x00", reverse=True):
+        return key
+    return keys.CHANGE
+
+
+def _info(engine: Engine, meta: Meta) -> dict[str, int]:
+    return {**meta._asdict(), "bytes": engine.byte_count()}
+
+
+_QUERIES: Final[dict[str, Callable[..., Any]]] = {
+    "get": _get,
+    "scan": _scan,
+    "count": _count,
+    "changes": _changes,
+    "info": _info,
+}

@@ -1,0 +1,176 @@
+"""Bytes of a tablet's records. The keys they lie under are in `keys.py`; docs: `docs/data_on_disk.md`.
+
+Head and version records are the same bytes, so that a version is made by moving a head.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from kvstore.errors import Corrupt
+from kvstore.store.limits import StoreLimits
+from kvstore.store.results import Item
+
+FORMAT: Final = 1
+
+HEAD: Final = struct.Struct(">BQQQ")
+"""flags, revision, create revision, version; then attributes if flagged, then the value."""
+HEAD_BYTES: Final = HEAD.size
+HAS_ATTRIBUTES: Final = 1
+"""Two bytes of length and a msgpack array `[content type, lease, deadline]` stand before the value."""
+pack_plain_head = HEAD.pack
+unpack_head = HEAD.unpack_from
+
+TOMBSTONE: Final = b""
+"""Version record of a deletion."""
+
+CHANGE_PUT: Final = 0
+CHANGE_DELETE: Final = 1
+CHANGE_EXPIRE: Final = 2
+CHANGE_KIND: Final = 0x0F
+SAME_REVISION: Final = 0x10
+"""Flag of a change that shares its revision with the change before it, as in a range delete."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+class Attributes(NamedTuple):
+    """What a key carries besides its value. Most have none."""
+
+    content_type: str | None = None
+    lease: bytes | None = None
+    deadline_ms: int | None = None
+
+
+NO_ATTRIBUTES: Final = Attributes()
+
+
+def pack_head(
+    revision: int, create_revision: int, version: int, value: bytes, attributes: Attributes = NO_ATTRIBUTES
+) -> bytes:
+    if attributes == NO_ATTRIBUTES:
+        return HEAD.pack(0, revision, create_revision, version) + value
+    packed = _encode(attributes)
+    head = HEAD.pack(HAS_ATTRIBUTES, revision, create_revision, version)
+    return b"".join((head, len(packed).to_bytes(2, "big"), packed, value))
+
+
+def value_and_attributes(record: bytes) -> tuple[bytes, Attributes]:
+    flags = record[0]
+    if not flags:
+        return record[HEAD_BYTES:], NO_ATTRIBUTES
+    if flags != HAS_ATTRIBUTES:
+        raise Corrupt(f"head record with unknown flags {flags:#x}")
+    end = HEAD_BYTES + 2 + int.from_bytes(record[HEAD_BYTES : HEAD_BYTES + 2], "big")
+    return record[end:], Attributes(*_decode(record[HEAD_BYTES + 2 : end]))
+
+
+def item(record: bytes) -> Item:
+    """A head or version record as the item that queries and results give out."""
+    flags, revision, create_revision, version = HEAD.unpack_from(record)
+    if not flags:
+        return [record[HEAD_BYTES:], revision, create_revision, version, None, None, None]
+    value, attributes = value_and_attributes(record)
+    return [value, revision, create_revision, version, *attributes]
+
+
+def pack_change(clock_ms: int, changes: list[Any]) -> bytes:
+    """`changes` is flat: key, revision of the version it replaced (0: none), kind and flags, and so on.
+    The first has the record's first revision, each next one the next unless flagged SAME_REVISION."""
+    return _encode([clock_ms, *changes])
+
+
+class Change(NamedTuple):
+    revision: int
+    key: bytes
+    replaced: int
+    kind: int
+
+
+def unpack_change(first_revision: int, record: bytes) -> tuple[int, list[Change]]:
+    """The shard clock of the entry and its changes in order."""
+    flat = _decode(record)
+    changes = []
+    revision = first_revision - 1
+    for at in range(1, len(flat), 3):
+        key, replaced, kind = flat[at : at + 3]
+        if not kind & SAME_REVISION:
+            revision += 1
+        changes.append(Change(revision, key, replaced, kind & CHANGE_KIND))
+    return flat[0], changes
+
+
+_META: Final = struct.Struct(">BQQQQQQQI")
+
+
+class Meta(NamedTuple):
+    """Where a tablet stands. Written with every batch, so that it is exactly as old as its data."""
+
+    applied: int = 0
+    applied_term: int = 0
+    revision: int = 0
+    clock_ms: int = 0
+    compacted: int = 0
+    """First revision from which reads and the change log are complete."""
+    key_count: int = 0
+    session_bytes: int = 0
+    state_hash: int = 0
+
+    def pack(self) -> bytes:
+        return _META.pack(FORMAT, *self)
+
+    @classmethod
+    def unpack(cls, record: bytes) -> Meta:
+        if not record or record[0] != FORMAT:
+            raise Corrupt(f"tablet has format {record[:1].hex()}, this program reads {FORMAT:02x}")
+        if len(record) != _META.size:
+            raise Corrupt(f"meta record of {len(record)} bytes, expected {_META.size}")
+        return cls(*_META.unpack(record)[1:])
+
+
+_SESSION: Final = struct.Struct(">QQQQ")
+
+
+class SessionHeader(NamedTuple):
+    """A session as stored; its kept results are records of their own."""
+
+    floor: int
+    """Sequences below are acknowledged or forgotten, and never executed again."""
+    newest: int
+    used_ms: int
+    """Shard clock of its newest command: it lives for a lifetime from there."""
+    kept_bytes: int
+    principal: bytes
+
+    def pack(self) -> bytes:
+        return _SESSION.pack(self.floor, self.newest, self.used_ms, self.kept_bytes) + self.principal
+
+    @classmethod
+    def unpack(cls, record: bytes) -> SessionHeader:
+        floor, newest, used_ms, kept_bytes = _SESSION.unpack_from(record)
+        return cls(floor, newest, used_ms, kept_bytes, record[_SESSION.size :])
+
+
+def pack_result(
+    clock_ms: int, body_hash: bytes | None, runs: list[list[Any]], *, encode: Any = _encode
+) -> bytes:
+    """`runs` is `[[index of the first op, [result, ...]], ...]`, ascending, not touching."""
+    packed: bytes = encode([clock_ms, body_hash, runs])
+    return packed
+
+
+def unpack_result(record: bytes) -> tuple[int, bytes | None, list[list[Any]]]:
+    clock_ms, body_hash, runs = _decode(record)
+    return clock_ms, body_hash, runs
+
+
+def pack_limits(limits: StoreLimits) -> bytes:
+    return _encode(limits)
+
+
+def unpack_limits(record: bytes) -> StoreLimits:
+    return msgspec.msgpack.decode(record, type=StoreLimits)
