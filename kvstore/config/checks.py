@@ -28,10 +28,10 @@ def contradictions(config: Config) -> Iterator[tuple[str, str]]:
     if timeouts.heartbeat_ms * 3 > timeouts.election_ms_min:
         yield (
             "timeouts.heartbeat_ms",
-            f"expected at most a third of election_ms_min: {timeouts.election_ms_min}",
+            f"expected at most a third of election_ms_min ({timeouts.election_ms_min})",
         )
     if timeouts.lease_ms * 10 > timeouts.election_ms_min * 9:
-        yield "timeouts.lease_ms", "expected at most 9/10 of election_ms_min: clocks may differ in rate"
+        yield "timeouts.lease_ms", f"expected at most 9/10 of election_ms_min ({timeouts.election_ms_min})"
     if limits.value_bytes_max > limits.batch_bytes_max:
         yield "limits.batch_bytes_max", f"expected at least value_bytes_max ({limits.value_bytes_max})"
     largest = limits.batch_bytes_max + limits.key_bytes_max
@@ -39,7 +39,10 @@ def contradictions(config: Config) -> Iterator[tuple[str, str]]:
         if getattr(limits, name) < largest:
             yield f"limits.{name}", f"expected room for one whole batch: at least {largest}"
     if limits.header_bytes_max < 3 * limits.key_bytes_max + KIB:
-        yield "limits.header_bytes_max", "expected 3 x key_bytes_max + 1024: keys travel percent-encoded"
+        yield (
+            "limits.header_bytes_max",
+            "expected at least 3 x key_bytes_max + 1024: keys travel percent-encoded",
+        )
     if limits.connections_per_address_max > limits.connections_max:
         yield (
             "limits.connections_per_address_max",
