@@ -21,8 +21,22 @@ if TYPE_CHECKING:
     from kvstore.raft.core import Core
 
 
+def may_campaign(core: Core) -> bool:
+    """Tell whether this replica may stand for election."""
+    if core.is_leader or core.is_fresh or not core.is_voter:
+        return False
+    if core.applied_index < core.log.base_index:
+        return False  # a snapshot is being installed: who votes there is not in force yet
+    changes = core.log.unapplied_configurations
+    if changes and (changes[0] <= core.commit or len(changes) > 1):
+        return False  # a committed change is not in force yet, so its quorum would be the wrong one
+    # What an election needs written would queue behind a write that hangs.
+    flights = core.log.flights
+    return not flights or core.ticks - flights[0].tick <= core.settings.election_ticks_max
+
+
 def campaign(core: Core, *, is_transfer: bool) -> None:
-    """Start an election; the caller has checked `Core.may_campaign`."""
+    """Start an election; the caller has checked `may_campaign`."""
     if is_transfer:
         core.become_candidate()
         _ask(core, core.term, is_pre_vote=False, is_transfer=True)

@@ -15,8 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from kvstore.raft import candidate, follower, leader, membership, replication, rounds
 from kvstore.raft.log import Flight, RaftLog
 from kvstore.raft.messages import (
@@ -36,12 +34,10 @@ from kvstore.raft.messages import (
 )
 from kvstore.raft.progress import Progress
 from kvstore.raft.reads import WaitingReads
+from kvstore.raft.restored import Restored
 from kvstore.raft.role import Role
 from kvstore.raft.settings import RaftSettings
 from kvstore.types import LogIndex, ReplicaId, Term
-
-NO_SNAPSHOT = SnapshotMeta(LogIndex(0), Term(0), Configuration())
-"""Where the log of a new group starts."""
 
 Observe = Callable[[str, dict[str, Any]], None]
 
@@ -54,19 +50,6 @@ _HANDLERS: dict[Role, dict[type, Callable[[Any, Any], None]]] = {
     # A leader's messages reach another leader of the same term only if Raft is broken: follower.py says so.
     Role.LEADER: {**follower.HANDLERS, **leader.HANDLERS},
 }
-
-
-class Restored(msgspec.Struct, frozen=True):
-    """What a replica starts from: all of it durable."""
-
-    hard_state: HardState
-    entries: Sequence[Entry]
-    """The live log, ascending without a gap."""
-    snapshot: SnapshotMeta
-    """An index whose term is known and up to which the machine holds the state; `NO_SNAPSHOT` at first."""
-    applied: LogIndex
-    configuration: Configuration
-    """In force at `applied`."""
 
 
 class Core:
@@ -263,7 +246,7 @@ class Core:
         if self.elapsed >= self.election_timeout:
             self.elapsed = 0
             self._draw_timeout()
-            if self.may_campaign():
+            if candidate.may_campaign(self):
                 candidate.campaign(self, is_transfer=False)
 
     def step(self, message: Message) -> None:
@@ -383,20 +366,7 @@ class Core:
         False: it is not needed any more, throw it away. True: the next Ready carries it in `installed`;
         once that is persisted the machine must be the snapshot's, and `applied_index` is `meta.index`.
         """
-        if self.is_leader or meta.index <= self.commit:
-            return False
-        self.offered = None
-        if self.log.matches(meta.index, meta.term):
-            self.commit_to(meta.index)
-            follower.acknowledge_to_leader(self, meta.index)
-            return False
-        if self.role is not Role.FOLLOWER:
-            self.become_follower(self.term, None)
-        self.log.reset(meta.index, meta.term, self.commit)
-        self.commit = self.emitted = meta.index
-        self.pending_install = meta
-        follower.acknowledge_to_leader(self, meta.index)
-        return True
+        return follower.install(self, meta)
 
     def forget(self, replica: ReplicaId) -> None:
         """A peer's disk is damaged: nothing it acknowledged, voted or supported counts any more."""
@@ -521,21 +491,6 @@ class Core:
         self.commit = index
         if self.observe is not None:
             self.trace("commit")
-
-    def may_campaign(self) -> bool:
-        """Tell whether this replica may stand for election."""
-        if self.is_leader or self.is_fresh or not self.is_voter:
-            return False
-        if self.applied_index < self.log.base_index:
-            return False  # a snapshot is being installed: who votes there is not in force yet
-        changes = self.log.unapplied_configurations
-        if changes and (changes[0] <= self.commit or len(changes) > 1):
-            return False  # a committed change is not in force yet, so its quorum would be the wrong one
-        return not self._is_disk_stuck()
-
-    def _is_disk_stuck(self) -> bool:
-        flights = self.log.flights
-        return bool(flights) and self.ticks - flights[0].tick > self.settings.election_ticks_max
 
     def become_follower(self, term: Term, leader_known: ReplicaId | None) -> None:
         """Follow `leader_known`, or nobody yet, in `term`, which must not be lower than the present one."""

@@ -16,6 +16,7 @@ from kvstore.raft.messages import (
     AppendRequest,
     Heartbeat,
     HeartbeatReply,
+    SnapshotMeta,
     SnapshotOffer,
     TimeoutNow,
 )
@@ -141,6 +142,25 @@ def on_snapshot_offer(core: Core, message: SnapshotOffer) -> None:
         core.offered = message
 
 
+def install(core: Core, meta: SnapshotMeta) -> bool:
+    """Start the log after a snapshot, as one step; see `Core.install`."""
+    if core.is_leader or meta.index <= core.commit:
+        return False
+    core.offered = None
+    if core.log.matches(meta.index, meta.term):
+        # Everything up to there is here: it only was not known to be committed (pitfall 15).
+        core.commit_to(meta.index)
+        acknowledge_to_leader(core, meta.index)
+        return False
+    if core.role is not Role.FOLLOWER:
+        core.become_follower(core.term, None)
+    core.log.reset(meta.index, meta.term, core.commit)
+    core.commit = core.emitted = meta.index
+    core.pending_install = meta
+    acknowledge_to_leader(core, meta.index)
+    return True
+
+
 def acknowledge_to_leader(core: Core, index: LogIndex) -> None:
     """Tell the leader, unasked, that the log here matches up to `index`."""
     if core.leader is None or core.leader == core.me:
@@ -161,7 +181,7 @@ def acknowledge_to_leader(core: Core, index: LogIndex) -> None:
 
 def on_timeout_now(core: Core, message: TimeoutNow) -> None:
     """The leader hands over: campaign at once, without a pre-vote, which its living voters would refuse."""
-    if core.may_campaign():
+    if candidate.may_campaign(core):
         candidate.campaign(core, is_transfer=True)
 
 

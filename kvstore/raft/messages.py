@@ -24,7 +24,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HardState(msgspec.Struct, frozen=True, array_like=True):
-    """What must survive a crash besides the log. `commit` is a hint: recovery may trust or ignore it."""
+    """What must survive a crash besides the log. `commit` is a lower bound that spares recovery a wait:
+    it may be older than what was committed, never newer than the log written with it."""
 
     term: Term = Term(0)
     vote: ReplicaId | None = None
@@ -113,7 +114,8 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=5):
     commit: LogIndex
     round: int
     """Counts confirmation rounds of this leader's term. An answer that carries round r proves that
-    the follower still followed (shard, term) after r was issued (thesis 6.4)."""
+    the follower still followed (shard, term) after r was issued (thesis 6.4). Rounds start at 1 in each
+    term; 0 only tells the commit index and wants no answer."""
 
 
 class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True, tag=6):
@@ -159,7 +161,8 @@ class Ready(msgspec.Struct, frozen=True):
 
     1. send `messages_now`, in any relation to the disk;
     2. write, as one atomic batch: `installed`, `truncate_after`, `entries`, `hard_state`; sync it;
-       then call `Core.persisted(number)` and send `messages_after_sync`;
+       then call `Core.persisted(number)` and send `messages_after_sync`. Without anything to write
+       (`has_writes`), the messages wait for the writes of all earlier Readys of this replica only;
     3. apply `committed` in order, then call `Core.applied(index)`;
     4. answer `reads` once the given index is applied, fail `reads_lost`.
 
@@ -185,6 +188,16 @@ class Ready(msgspec.Struct, frozen=True):
     """Contexts whose confirmation will never come: this replica no longer leads that term."""
     snapshots_wanted: tuple[ReplicaId, ...]
     """Peers that need a snapshot: make one and call `Core.offer_snapshot(target, meta)`."""
+
+    @property
+    def has_writes(self) -> bool:
+        """Something of this Ready must reach the disk; only then is `Core.persisted` needed."""
+        return bool(
+            self.entries
+            or self.hard_state is not None
+            or self.installed is not None
+            or self.truncate_after is not None
+        )
 
     @property
     def must_sync(self) -> bool:

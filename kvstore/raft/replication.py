@@ -46,7 +46,8 @@ def flush(core: Core) -> None:
 def _send_heartbeat(core: Core, peer: Progress, round_number: int) -> None:
     # What the peer has not acknowledged it may not have, so it must not take it for committed.
     commit = core.commit if core.commit < peer.match else peer.match
-    peer.commit_sent = commit
+    if commit > peer.commit_sent:
+        peer.commit_sent = commit
     core.send_now(
         Heartbeat(source=core.me, target=peer.replica, term=core.term, commit=commit, round=round_number)
     )
