@@ -91,7 +91,8 @@ class Beats:
             if replica is None or replica.core.term != term:
                 continue
             if shard in reply.disagree:
-                replica.core.quiet = False
+                replica.core.wake()
+                self._host.mark_dirty(replica)
             else:
                 self._credit(replica.core.configuration.members(), node, shard)
 

@@ -23,7 +23,7 @@ from kvstore.node.log_writer import AppendsRecords, LogWriter, Promise
 from kvstore.node.replica import Replica
 from kvstore.node.runtime import Lane, Runtime, Transport
 from kvstore.raft.messages import AppendRequest, Heartbeat, Message, Ready, SnapshotOffer
-from kvstore.types import NodeId, ShardId, node_of
+from kvstore.types import NodeId, ReplicaId, ShardId, node_of
 from kvstore.wal import Entries, HardStateRecord, Record, SnapshotInstalled, Truncate
 from kvstore.wire import peer
 
@@ -37,8 +37,9 @@ class HostSettings(msgspec.Struct, frozen=True):
     beat_ticks: int = 2
     lease_s: float = 0.7
     """Shorter than the minimum election timeout by more than two ticks and the clock's drift."""
-    disk_stall_s: float = 1.0
-    """A batch unsynced for longer makes this node give up its leaderships (pitfall 22)."""
+    disk_dead_s: float = 30.0
+    """A batch unsynced for longer ends the process; long before that the cores give up their leaderships
+    (pitfall 22)."""
 
 
 class Host:
@@ -61,6 +62,8 @@ class Host:
         self.replicas: dict[ShardId, Replica] = {}
         self.damaged: dict[ShardId, str] = {}
         """Shards whose copy here is quarantined or halted, with the reason."""
+        self.damaged_replicas: dict[ShardId, ReplicaId] = {}
+        """The quarantined ones, of which the peers must be told."""
         self.log = LogWriter(runtime, wal, self._on_synced, self._on_log_failure)
         self.beats = Beats(self)
         self.on_message: dict[type, Callable[[NodeId, Any], None]] = {
@@ -80,7 +83,6 @@ class Host:
         self._ticks = 0
         self._next_tick_at = 0.0
         self.is_stopped = False
-        self.is_disk_hung = False
 
     # ---- life ------------------------------------------------------------------------------------
 
@@ -286,12 +288,9 @@ class Host:
     def _extend_lease(self, replica: Replica) -> None:
         """The lease counts from the send time of a round that a quorum confirmed (thesis 6.4.1)."""
         confirmed = replica.core.confirmed_round
-        sent_at = replica.round_sent_at.get(confirmed)
-        if sent_at is None:
-            return
-        replica.lease_until = max(replica.lease_until, sent_at + self.settings.lease_s)
         for number in [number for number in replica.round_sent_at if number <= confirmed]:
-            del replica.round_sent_at[number]
+            sent_at = replica.round_sent_at.pop(number)
+            replica.lease_until = max(replica.lease_until, sent_at + self.settings.lease_s)
 
     def holds_lease(self, replica: Replica) -> bool:
         return (
@@ -309,25 +308,18 @@ class Host:
         self._ticks += 1
         self._watch_disk(now)
         for replica in list(self.replicas.values()):
-            if not self.is_disk_hung:
-                replica.core.tick()
+            replica.core.tick()
             replica.expire_calls(now)
             if replica.core.has_ready():
                 self.mark_dirty(replica)
             else:
                 self._watch_role(replica)
-        if self._ticks % self.settings.beat_ticks == 0 and not self.is_disk_hung:
+        if self._ticks % self.settings.beat_ticks == 0:
             self.beats.send_all()
         # After a stall the missed ticks are dropped: a burst would make followers impatient.
         self._next_tick_at = max(self._next_tick_at + self.settings.tick_s, now + self.settings.tick_s / 2)
         self.runtime.call_later(self._next_tick_at - now, self._tick)
 
     def _watch_disk(self, now: float) -> None:
-        hung = self.log.busy_s(now) > self.settings.disk_stall_s
-        if hung and not self.is_disk_hung:
-            log.error("the log has been unsynced for %.1f s: giving up leaderships", self.log.busy_s(now))
-            for replica in self.replicas.values():
-                if replica.led_term is not None:
-                    replica.core.step_down()
-                    self.mark_dirty(replica)
-        self.is_disk_hung = hung
+        if self.log.busy_s(now) > self.settings.disk_dead_s and not self.log.is_disk_full:
+            self.fail(Fatal(f"the disk has not finished a log write for {self.log.busy_s(now):.0f} s"))

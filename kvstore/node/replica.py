@@ -80,6 +80,8 @@ class Replica:
         """Readies in the log thread's hands: promises wait behind them."""
         self.is_dirty = False
         self.is_flushing = False
+        self.flushed_at = 0.0
+        self.unflushed_bytes = 0
         self.led_term: Term | None = None
         """The term this replica is known to lead, None as follower; the host watches it change."""
         self.clock_base_ms = 0
@@ -193,6 +195,7 @@ class Replica:
             size += len(entry.payload)
             entries.append(entry)
         results = self.machine.apply(entries)
+        self.unflushed_bytes += size
         self.core.applied(entries[-1].index)
         if self.in_flight:
             self._answer_writers(entries, results)

@@ -46,17 +46,16 @@ class IndexAsk(NamedTuple):
 
 
 class Router:
-    """See the module. `homes` names the nodes of each shard, for shards without a replica here."""
+    """See the module."""
 
-    def __init__(
-        self, host: Host, transport: Transport, shard_map: ShardMap, homes: Mapping[ShardId, Sequence[NodeId]]
-    ) -> None:
+    def __init__(self, host: Host, transport: Transport, shard_map: ShardMap) -> None:
         self._host = host
         self._transport = transport
         self._now = host.runtime.now
         self.shard_map = shard_map
         self.shard_of = shard_map.shard_of
-        self._homes = homes
+        self.homes: Mapping[ShardId, Sequence[NodeId]] = {}
+        """The nodes of each shard, for shards without a replica here."""
         self._hints: dict[ShardId, NodeId] = {}
         self._parked: dict[ShardId, list[Call]] = {}
         self._forwards: dict[int, Forward] = {}
@@ -121,6 +120,9 @@ class Router:
             return None if replica.core.leader is None else node_of(replica.core.leader)
         return self._hints.get(shard)
 
+    def set_read_only(self, is_read_only: bool) -> None:
+        self.is_read_only = is_read_only
+
     # ---- choosing where --------------------------------------------------------------------------
 
     def dispatch(self, call: Call) -> None:
@@ -151,7 +153,7 @@ class Router:
     def _serve_lease(self, replica: Replica, call: Call) -> bool:
         """Read under the leader lease; checked again after the read, for the process may have slept."""
         host = self._host
-        if not host.holds_lease(replica) or not replica.core.can_serve_reads:
+        if not host.holds_lease(replica) or not replica.core.has_committed_in_term:
             return False
         done, call.done = call.done, None
         assert done is not None, "a lease read that was answered already"
@@ -199,7 +201,7 @@ class Router:
         self._host.post(node, Lane.APPEND, message)
 
     def _any_home(self, shard: ShardId) -> NodeId | None:
-        connected = [node for node in self._homes.get(shard, ()) if self._transport.is_connected(node)]
+        connected = [node for node in self.homes.get(shard, ()) if self._transport.is_connected(node)]
         return self._host.runtime.dice.choice(connected) if connected else None
 
     def _take_id(self) -> int:

@@ -1,0 +1,335 @@
+"""A whole node, but for its sockets: data directory, log, replicas, router, first boot, housekeeping.
+
+`Node` is written against `Runtime`, `Transport` and `Files`, so that the process (`server.py`) and the
+simulator run the same code. Its life: `open` the data directory, agree on a cluster if it is new, host
+the replicas that the log names, until `stop` or a fatal error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kvstore.config import Config, agreed_facts, config_hash
+from kvstore.errors import Corrupt, NotReady
+from kvstore.files import Files, join
+from kvstore.node.boot import Boot
+from kvstore.node.boot_runner import BootRunner
+from kvstore.node.calls import Call
+from kvstore.node.host import Host, HostSettings
+from kvstore.node.identity import DataDirectory, Identity
+from kvstore.node.keeper import Keeper, KeeperSettings
+from kvstore.node.replica import Replica, ReplicaLimits
+from kvstore.node.router import Router
+from kvstore.node.runtime import Lane, Runtime, Transport
+from kvstore.node.snapshot_host import SnapshotHost
+from kvstore.node.tablets import Opened, Tablets
+from kvstore.placement import Member, ShardMap, place
+from kvstore.raft import RaftSettings
+from kvstore.store.engine import Engine, Engines
+from kvstore.store.limits import StoreLimits
+from kvstore.store.machine import Machine
+from kvstore.types import Incarnation, NodeId, ReplicaId, ShardId, incarnation_of, node_of, replica_id
+from kvstore.wal import Quarantined, Recovered, RecoveredReplica, ShardCreated, Wal, WalSettings
+from kvstore.wire import peer
+from kvstore.wire.boot_messages import BootState, ShardPlan
+
+log = logging.getLogger(__name__)
+
+NOTICE_S = 1.0
+"""How often peers are reminded of a quarantined replica: the notice may be lost, a leader may be new."""
+
+Observe = Callable[[ShardId], Callable[[str, dict[str, Any]], None] | None]
+
+
+class Node:
+    """`observe(shard)` gives the Raft trace of one shard or None; `on_fatal` must end the process."""
+
+    def __init__(
+        self,
+        config: Config,
+        me: NodeId,
+        runtime: Runtime,
+        transport: Transport,
+        files: Files,
+        data: str,
+        engines: Engines,
+        on_fatal: Callable[[BaseException], None],
+        observe: Observe = lambda shard: None,
+    ) -> None:
+        self.config = config
+        self.me = me
+        self.runtime = runtime
+        self._files = files
+        self._engines = engines
+        self._observe = observe
+        self.on_member: Callable[[], None] = lambda: None
+        self.directory = DataDirectory.open(files, data, config.cluster, me)
+        self.tablets = Tablets(files, data, me, engines.open)
+        self.tablets.prepare()
+        self.wal, self.recovered = Wal.open(
+            files, join(data, "wal"), _wal_settings(config), self.directory.identity.directory
+        )
+        peers = tuple(node for node in config.node_ids() if node != me)
+        self.host = Host(me, peers, runtime, transport, self.wal, _host_settings(config), on_fatal)
+        self.shard_map = ShardMap(config.shards)
+        self.router = Router(self.host, transport, self.shard_map)
+        self.keeper = Keeper(
+            self.host, self.wal, files, data, _keeper_settings(config), self.router.set_read_only
+        )
+        self.snapshots = SnapshotHost(self.host, self.keeper, self.tablets, files, config.snapshot, self._machine)
+        self.boot = Boot(
+            self.directory.identity,
+            config.node_ids(),
+            agreed_facts(config),
+            config_hash(config),
+            self._plan,
+            lambda: files.entropy(16),
+        )
+        self.boot_runner = BootRunner(
+            self.boot,
+            self.directory,
+            runtime,
+            lambda node, state: self.host.post(node, Lane.CONTROL, state),
+            self._host_replicas,
+            self.host.fail,
+            prepare=self._create_replicas,
+        )
+        self.host.on_message[BootState] = self.boot_runner.on_message
+        self.host.on_message[peer.QuarantineNotice] = self._on_quarantine
+        self.host.on_role_change = self._on_role_change
+        self._is_hosting = False
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin: host at once if this directory is a member's, else seek agreement."""
+        self.host.start()
+        self.keeper.start()
+        self._sweep()
+        self._notice()
+        self.boot_runner.start()
+
+    def stop(self) -> None:
+        """Stop acknowledging; what is on disk stays as it is."""
+        self.host.stop()
+        self.boot_runner.stop()
+
+    def close(self) -> None:
+        """Release the disk; call once no thread works on it any more."""
+        for replica in self.host.replicas.values():
+            replica.machine.close()
+        self.wal.close()
+        self.directory.release()
+
+    def hand_over(self) -> None:
+        """Before a clean stop: give every leadership to a peer, so that nobody waits for a timeout."""
+        for replica in self.host.replicas.values():
+            core = replica.core
+            if replica.led_term is None:
+                continue
+            others = [voter for voter in core.configuration.voters if voter != replica.me]
+            if others:
+                core.transfer_leadership(max(others, key=lambda voter: core.progress[voter].match))
+                self.host.mark_dirty(replica)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_hosting
+
+    def waiting_for(self) -> list[str]:
+        """Why this node does not serve yet, for people."""
+        if not self._is_hosting:
+            return self.boot.waiting_for() or ["opening tablets"]
+        return []
+
+    # ---- first boot ------------------------------------------------------------------------------
+
+    def _plan(self) -> tuple[ShardPlan, ...]:
+        config = self.config
+        members = [
+            Member(node=NodeId(each.id), host=each.host, zone=each.zone, weight=each.weight) for each in config.nodes
+        ]
+        placement = place(
+            self.shard_map, members, replication=config.replication, virtual_nodes=config.virtual_nodes
+        )
+        return tuple(
+            ShardPlan(shard, tuple(replica_id(node, Incarnation(1)) for node in nodes))
+            for shard, nodes in sorted(placement.items())
+        )
+
+    def greet(self, node: NodeId) -> None:
+        """A link to a peer came up."""
+        self.boot_runner.greet(node)
+        self.host.beats.forget(node)
+
+    def _create_replicas(self, identity: Identity, go_on: Callable[[], None]) -> None:
+        """Replicas exist in the log before the identity says "member": a member whose log lacks them has
+        lost its log, and must not vote again."""
+        if not identity.is_member or identity.accepted is None:
+            go_on()
+            return
+        records = self.tablets.planned(identity.accepted.plan, self.recovered)
+        for record in records:
+            self.recovered.replicas[record.shard, record.incarnation] = RecoveredReplica(created=record)
+        self.host.log.add(records, None)
+        self.host.log.then(go_on)
+        self.host.schedule_pass()
+
+    # ---- replicas --------------------------------------------------------------------------------
+
+    def _host_replicas(self) -> None:
+        """Open what the log names; what does not open, or should be there and is not, is quarantined."""
+        accepted = self.boot.identity.accepted
+        assert accepted is not None, "a member knows its plan"
+        self._is_hosting = True
+        self.router.homes = {
+            plan.shard: tuple(node_of(voter) for voter in plan.voters) for plan in accepted.plan
+        }
+        self.tablets.remove_debris(self.recovered)
+        for missing in self.tablets.planned(accepted.plan, self.recovered):
+            self._quarantine(missing.shard, missing.incarnation, "the log has no trace of this replica")
+        for (shard, incarnation), replica in sorted(self.recovered.replicas.items()):
+            if replica.destroyed:
+                continue
+            if replica.quarantined is not None:
+                self._damaged(shard, incarnation, replica.quarantined)
+            else:
+                self._host_replica(shard, incarnation, replica)
+        self.recovered = Recovered()
+        self.host.schedule_pass()
+        self.on_member()
+
+    def _host_replica(self, shard: ShardId, incarnation: Incarnation, replica: RecoveredReplica) -> None:
+        try:
+            opened = self.tablets.open(
+                (shard, incarnation), replica, self.raft_settings, self._roll, self._machine, self._observe
+            )
+        except Corrupt as error:
+            self._quarantine(shard, incarnation, str(error))
+            return
+        self.host.add(self._replica(opened))
+
+    def _replica(self, opened: Opened) -> Replica:
+        limits = self.config.limits
+        return Replica(
+            opened.shard,
+            opened.me,
+            incarnation_of(opened.me),
+            opened.core,
+            opened.machine,
+            opened.directory,
+            ReplicaLimits(
+                queue_ops_max=limits.shard_queue_ops_max,
+                queue_bytes_max=limits.shard_queue_bytes_max,
+                entry_commands_max=limits.entry_commands_max,
+                entry_bytes_max=limits.entry_bytes_max,
+            ),
+            self.router.dispatch,
+        )
+
+    def _roll(self, low: int, high: int) -> int:
+        return self.runtime.dice.randint(low, high)
+
+    def _machine(self, engine: Engine) -> Machine:
+        return Machine(engine, self._engines, _store_limits(self.config))
+
+    @property
+    def raft_settings(self) -> RaftSettings:
+        timeouts, limits = self.config.timeouts, self.config.limits
+        return RaftSettings(
+            election_ticks_min=timeouts.election_ms_min // timeouts.tick_ms,
+            election_ticks_max=timeouts.election_ms_max // timeouts.tick_ms,
+            heartbeat_ticks=timeouts.heartbeat_ms // timeouts.tick_ms,
+            entry_bytes_max=limits.batch_bytes_max + limits.key_bytes_max + 4096,
+        )
+
+    # ---- quarantine ------------------------------------------------------------------------------
+
+    def _quarantine(self, shard: ShardId, incarnation: Incarnation, reason: str) -> None:
+        """Take a replica out of every quorum, durably."""
+        self.host.log.add([Quarantined(shard, incarnation, reason)], None)
+        self.host.schedule_pass()
+        self._damaged(shard, incarnation, reason)
+
+    def _damaged(self, shard: ShardId, incarnation: Incarnation, reason: str) -> None:
+        me = replica_id(self.me, incarnation)
+        log.critical("shard=%d replica=%s is quarantined: %s", shard, me, reason)
+        self.host.damaged[shard] = reason
+        self.host.damaged_replicas[shard] = me
+
+    def _notice(self) -> None:
+        if self.host.is_stopped:
+            return
+        for shard, me in self.host.damaged_replicas.items():
+            for node in self.host.peers:
+                self.host.post(node, Lane.CONTROL, peer.QuarantineNotice(shard, me))
+        self.runtime.call_later(NOTICE_S, self._notice)
+
+    def _on_quarantine(self, node: NodeId, notice: peer.QuarantineNotice) -> None:
+        replica = self.host.replicas.get(notice.shard)
+        if replica is not None and node_of(notice.replica) == node:
+            replica.core.forget(notice.replica)
+            self.host.mark_dirty(replica)
+
+    # ---- the rest --------------------------------------------------------------------------------
+
+    def _on_role_change(self, replica: Replica) -> None:
+        log.info(
+            "shard=%d replica=%s role=%s term=%d",
+            replica.shard,
+            replica.me,
+            replica.core.role.value,
+            replica.core.term,
+        )
+        self.router.wake(replica.shard)
+        if replica.led_term is not None:
+            self._propose_limits(replica)
+
+    def _propose_limits(self, replica: Replica) -> None:
+        """Bring this node's configured retention into a shard that it has begun to lead."""
+        command = replica.machine.limits_to_propose()
+        if command is not None:
+            deadline = self.runtime.now() + self.config.timeouts.request_s
+            replica.enqueue(Call(replica.shard, command, deadline, lambda answer, error: None))
+            self.host.mark_dirty(replica)
+
+    def _sweep(self) -> None:
+        if self.host.is_stopped:
+            return
+        self.router.sweep()
+        self.runtime.call_later(self.host.settings.tick_s, self._sweep)
+
+    def require_ready(self) -> None:
+        if not self._is_hosting:
+            raise NotReady("; ".join(self.waiting_for()), retry_after=1)
+
+
+def _wal_settings(config: Config) -> WalSettings:
+    return WalSettings(segment_bytes=config.storage.wal_segment_bytes)
+
+
+def _host_settings(config: Config) -> HostSettings:
+    timeouts = config.timeouts
+    return HostSettings(
+        tick_s=timeouts.tick_ms / 1000,
+        beat_ticks=max(1, timeouts.heartbeat_ms // timeouts.tick_ms),
+        lease_s=timeouts.lease_ms / 1000,
+        disk_dead_s=timeouts.disk_dead_s,
+    )
+
+
+def _keeper_settings(config: Config) -> KeeperSettings:
+    return KeeperSettings()
+
+
+def _store_limits(config: Config) -> StoreLimits:
+    return StoreLimits(
+        history_revisions=config.history.revisions,
+        history_ms=int(config.history.minutes * 60_000),
+        session_lifetime_ms=int(config.sessions.lifetime_s * 1000),
+        session_window=config.sessions.window,
+        sessions_bytes_max=config.sessions.bytes_max,
+        session_share_bytes_max=max(1, config.sessions.bytes_max // 4),
+    )
