@@ -70,6 +70,5 @@ class BootState(msgspec.Struct, frozen=True, array_like=True, tag=12):
     """What cluster.yaml says, so that a difference can be told by name."""
     promised: Ballot
     accepted: Proposal | None
-    knows_you: bool
+    knows_you: bool = False
     """From a member only: the cluster has a node of the addressee's id."""
-    wants_reply: bool
