@@ -23,7 +23,6 @@ from kvstore.raft.messages import (
     Entry,
     HardState,
     Heartbeat,
-    HeartbeatReply,
     Message,
     Ready,
     SnapshotMeta,
@@ -205,6 +204,15 @@ class Core:
         return self.log.last_index
 
     @property
+    def first_index(self) -> LogIndex:
+        """Lowest index whose entry is in memory, or would be."""
+        return LogIndex(self.log.base_index + 1)
+
+    def log_index_before_last_bytes(self, bytes_max: int) -> LogIndex:
+        """Return the lowest index to `compact` at so that the log in memory holds at most `bytes_max`."""
+        return self.log.cut_to_keep(bytes_max)
+
+    @property
     def synced(self) -> LogIndex:
         """Last index that is on this replica's disk."""
         return self.log.synced
@@ -265,7 +273,7 @@ class Core:
             return
         if message.term != self.term:
             if message.term < self.term:
-                self._on_older_term(message)
+                follower.answer_older_leader(self, message)
                 return
             is_pre_vote_granted = kind is VoteReply and message.is_pre_vote and message.is_granted  # type: ignore[union-attr]
             if not is_pre_vote_granted:
@@ -273,13 +281,6 @@ class Core:
         handler = self._handlers.get(kind)
         if handler is not None:
             handler(self, message)
-
-    def _on_older_term(self, message: Message) -> None:
-        """A leader that was replaced learns of it; without the answer it could never reach this replica."""
-        if isinstance(message, AppendRequest | Heartbeat | SnapshotOffer):
-            self.send_after_sync(
-                HeartbeatReply(source=self.me, target=message.source, term=self.term, round=0)
-            )
 
     def propose(self, payloads: Sequence[bytes]) -> tuple[Term, LogIndex]:
         """Append one NORMAL entry per payload; return the term and index of the first.
@@ -379,11 +380,7 @@ class Core:
 
         False: not as far as this replica knows, or it lacks something; the leader must wake the shard.
         """
-        if term != self.term or source != self.leader or self.role is not Role.FOLLOWER:
-            return False
-        self.elapsed = 0
-        self.promise_left = self.settings.election_ticks_min
-        return self.commit == self.log.last_index
+        return follower.hear_leader(self, source, term)
 
     def hear_follower(self, replica: ReplicaId) -> None:
         """The peer's node has answered for a quiet shard: it counts as present, for nothing else."""

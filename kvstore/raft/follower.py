@@ -16,6 +16,7 @@ from kvstore.raft.messages import (
     AppendRequest,
     Heartbeat,
     HeartbeatReply,
+    Message,
     SnapshotMeta,
     SnapshotOffer,
     TimeoutNow,
@@ -36,6 +37,21 @@ def note_leader(core: Core, source: ReplicaId) -> None:
         return
     core.elapsed = 0
     core.promise_left = core.settings.election_ticks_min
+
+
+def hear_leader(core: Core, source: ReplicaId, term: Term) -> bool:
+    """Take the word of a node for all shards it leads; see `Core.hear_leader`."""
+    if term != core.term or source != core.leader or core.role is not Role.FOLLOWER:
+        return False
+    core.elapsed = 0
+    core.promise_left = core.settings.election_ticks_min
+    return core.commit == core.log.last_index
+
+
+def answer_older_leader(core: Core, message: Message) -> None:
+    """Show a leader that was replaced the newer term; without it, it could never reach this replica again."""
+    if isinstance(message, AppendRequest | Heartbeat | SnapshotOffer):
+        core.send_after_sync(HeartbeatReply(source=core.me, target=message.source, term=core.term, round=0))
 
 
 def on_append(core: Core, message: AppendRequest) -> None:

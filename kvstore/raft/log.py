@@ -57,6 +57,7 @@ class RaftLog:
         "_entries",
         "base_index",
         "base_term",
+        "bytes_held",
         "flights",
         "last_index",
         "last_term",
@@ -78,6 +79,8 @@ class RaftLog:
         self.synced = self.last_index
         self.taken = self.last_index
         self.flights: deque[Flight] = deque()
+        self.bytes_held = sum(map(entry_bytes, entries))
+        """Of all entries above the cut."""
         self.pending_truncate: LogIndex | None = None
         self.truncations = 0
         """Counts how often a suffix was voided: invariant checks read it to notice rewritten history."""
@@ -180,6 +183,17 @@ class RaftLog:
         entry = self._entries[found - 1]
         return entry.index, entry.term
 
+    def cut_to_keep(self, bytes_max: int) -> LogIndex:
+        """Return the lowest cut that leaves at most `bytes_max` in memory."""
+        surplus = self.bytes_held - bytes_max
+        index = self.base_index
+        for entry in self._entries:
+            if surplus <= 0:
+                break
+            surplus -= entry_bytes(entry)
+            index = entry.index
+        return index
+
     def is_up_to_date(self, last_index: LogIndex, last_term: Term) -> bool:
         """Tell whether a log with that end holds at least what this one holds (Raft 5.4.1)."""
         return last_term > self.last_term or (last_term == self.last_term and last_index >= self.last_index)
@@ -195,6 +209,7 @@ class RaftLog:
         self.last_index = last.index
         self.last_term = last.term
         for entry in entries:
+            self.bytes_held += len(entry.payload) + ENTRY_OVERHEAD_BYTES
             if entry.kind == CONFIGURATION:
                 self.unapplied_configurations.append(entry.index)
 
@@ -207,7 +222,7 @@ class RaftLog:
         assert self.base_index <= index < self.last_index, f"cannot cut {self.last_index} back to {index}"
         term = self.term_at(index)
         assert term is not None
-        del self._entries[index - self.base_index :]
+        self._drop(index - self.base_index, len(self._entries))
         self.last_index, self.last_term = index, term
         if index < self.taken:
             self.taken = index
@@ -226,7 +241,7 @@ class RaftLog:
         Only what is committed is common to the old log and the snapshot, so nothing above `commit` may
         stay acknowledged until the installation itself is synced.
         """
-        self._entries.clear()
+        self._drop(0, len(self._entries))
         self.base_index = self.last_index = self.taken = index
         self.base_term = self.last_term = term
         self.pending_truncate = None
@@ -242,8 +257,12 @@ class RaftLog:
             return
         term = self.term_at(index)
         assert term is not None, f"cannot cut at {index}, the log ends at {self.last_index}"
-        del self._entries[: index - self.base_index]
+        self._drop(0, index - self.base_index)
         self.base_index, self.base_term = index, term
+
+    def _drop(self, low: int, high: int) -> None:
+        self.bytes_held -= sum(map(entry_bytes, self._entries[low:high]))
+        del self._entries[low:high]
 
     # --- durability
 
