@@ -146,10 +146,10 @@ def variants_of(operation: Operation, slots: Mapping[str, int]) -> list[Variant]
     if operation.kind == "txn":
         return _of_txn(operation, slots)
     if operation.outcome == "unknown":
-        return _without_idle([_unknown(operation.kind, slots[operation.keys()[0]], operation.argument)])
+        return _without_idle([_unknown(operation.kind, slots[operation.touched()[0]], operation.argument)])
     if operation.kind == "scan":
         items = operation.result["items"]
-        return [tuple(Atom(slots[key], _read(items.get(key)), NOTHING) for key in operation.keys())]
+        return [tuple(Atom(slots[key], _read(items.get(key)), NOTHING) for key in operation.touched())]
     argument, result = operation.argument or {}, operation.result
     slot = slots[operation.key]
     if operation.outcome == "conflict":

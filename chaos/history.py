@@ -4,15 +4,15 @@ An operation is what one client asked once, however often it was sent: retries u
 belong to the same operation. `invoked` and `returned` are seconds on one monotonic clock, read before
 the first byte leaves and after the last byte has arrived.
 
-| kind   | argument                                        | result                                            |
-|--------|-------------------------------------------------|---------------------------------------------------|
-| put    | `{"value", "if_revision"?, "if_absent"?}`       | `{"revision", "version", "created"}`              |
-| get    | `None`                                          | `None` when absent, else `{"value", "revision"}`  |
-| delete | `None` or `{"if_revision"}`                     | `{"deleted": 0 or 1, "revision"}`                 |
-| incr   | `{"by"}`                                        | `{"value", "revision"}`                           |
-| cas    | `{"expected", "value"}` (by value)              | `{"revision"}`                                    |
-| scan   | `{"keys": [all keys it covers]}`                | `{"items": {key: {"value", "revision"}}}`         |
-| txn    | `{"if": [compare], "then": [step], "else": []}` | `{"succeeded", "results": [one for each step]}`   |
+| kind | argument | result |
+|--------|---|---|
+| put | `{"value", "if_revision"?, "if_absent"?}` | `{"revision", "version", "created"}` |
+| get | `None` | `None` when absent, else `{"value", "revision"}` |
+| delete | `None` or `{"if_revision"}` | `{"deleted": 0 or 1, "revision"}` |
+| incr | `{"by"}` | `{"value", "revision"}` |
+| cas | `{"expected", "value"}` (by value) | `{"revision"}` |
+| scan | `{"keys": [all keys it covers]}` | `{"items": {key: {"value", "revision"}}}` |
+| txn | `{"if": [compare], "then": [step], "else": []}` | `{"succeeded", "results": [one for each step]}` |
 
 A step is `{"kind", "key", "argument"}`, a compare `{"key", "field": "value" | "revision", "eq": x}`.
 Results may lack revisions; a checker then knows less and works harder.
@@ -46,7 +46,7 @@ class Operation(msgspec.Struct, omit_defaults=True):
     error: str = ""
     """Code of the error that ended it."""
 
-    def keys(self) -> list[str]:
+    def touched(self) -> list[str]:
         """All keys that it may read or write."""
         if self.kind == "scan":
             return list(self.argument["keys"])

@@ -72,15 +72,17 @@ def partitions(history: Iterable[Operation]) -> list[Partition]:
             key = parent[key]
         return key
 
-    operations = [operation for operation in history if operation.outcome != "refused" and operation.keys()]
+    operations = [
+        operation for operation in history if operation.outcome != "refused" and operation.touched()
+    ]
     for operation in operations:
-        first, *others = operation.keys()
+        first, *others = operation.touched()
         for other in others:
             parent[root(other)] = root(first)
         root(first)
     groups: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
-        groups[root(operation.keys()[0])].append(operation)
+        groups[root(operation.touched()[0])].append(operation)
     members: dict[str, list[str]] = defaultdict(list)
     for key in parent:
         members[root(key)].append(key)

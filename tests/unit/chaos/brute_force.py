@@ -255,7 +255,7 @@ class World:
             else:
                 guess = (held[0] if held else None) if dice.random() < 0.7 else self._value()
                 compares.append({"key": key, "field": "value", "eq": guess})
-        branches = {
+        branches: dict[str, list[dict[str, Any]]] = {
             name: [
                 {"kind": kind, "key": key, "argument": {"value": self._value()} if kind == "put" else None}
                 for key in keys
@@ -274,8 +274,8 @@ class World:
     def _matches(self, compare: dict[str, Any]) -> bool:
         held = self.cells.get(compare["key"])
         if compare["field"] == "revision":
-            return (held[1] if held else 0) == compare["eq"]
-        return (held[0] if held else None) == compare["eq"]
+            return bool((held[1] if held else 0) == compare["eq"])
+        return bool((held[0] if held else None) == compare["eq"])
 
 
 def random_history(seed: int, length: int = 5) -> list[Operation]:
