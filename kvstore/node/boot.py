@@ -195,9 +195,10 @@ class Boot:
         self._heard[theirs.node] = theirs
         self._heard_at[theirs.node] = self._ticks
         if word is not None and word.directory_of(self._me) == mine.directory:
-            # Of another id only if the speaker's life is over and a later ballot has won since.
+            # Of another id only if the speaker's life is over and a later ballot has won since. What a
+            # member holds must be what all have accepted, so the word replaces a later, unfinished try.
             if mine.accepted is not None and mine.accepted.cluster_id == word.cluster_id:
-                self._want(replace(mine, stage=MEMBER))
+                self._want(replace(mine, stage=MEMBER, accepted=word))
         elif theirs.knows_you and self.refusal is None:
             cluster_id = word.cluster_id.hex() if word is not None else "unknown"
             self.refusal = ClusterKnowsMe(

@@ -104,7 +104,8 @@ class BootRunner:
             self._drain()
 
         def save() -> None:
-            self._runtime.in_thread(lambda: self._directory.save(identity), done, lane="files")
+            if not self._is_stopped:
+                self._runtime.in_thread(lambda: self._directory.save(identity), done, lane="files")
 
         self._prepare(identity, save)
 

@@ -385,6 +385,60 @@ def test_pitfall_26_a_late_seed_and_an_emptied_one_wait_for_the_member_that_is_c
     assert set(seeds.refusals) == {N2}
 
 
+def test_pitfall_26_a_member_promoted_during_a_later_ballot_does_not_vouch_for_an_emptied_seed() -> None:
+    """n3 is a member and n2 becomes one by its word, after n2 had promised a second ballot to n1. n3's disk
+    is emptied, the new n3 promises too, and n1 proposes with it. Neither n1 nor n2 may let it in."""
+    seeds = started()
+    seeds.cut = lambda source, target: (
+        target != N3 and source != N1 and seeds.life[source].durable.stage in (PROPOSED, MEMBER)
+    )
+    for _ in range(4):
+        for node in SEEDS:
+            seeds.tick(node)
+        seeds.run_dry()
+    assert stages(seeds) == [PROPOSED, PROPOSED, MEMBER]
+    word = BootState(N3, seeds.life[N3].durable.directory, MEMBER, {}, *_held(seeds, N3), knows_you=True)
+    one, two = boot_of(seeds, N1), boot_of(seeds, N2)
+    facts = two._facts
+    one.on_message(N3, BootState(N3, b"an earlier life!", EMPTY, facts, boot_module.Ballot(), None))
+    for _ in range(boot_module.BALLOT_TICKS):
+        one.tick()
+    seeds.drain(N1)
+    seeds.sync(N1)
+    assert seeds.life[N1].durable.promised.round == 2
+    seeds.flying.clear()
+    two.on_message(N1, BootState(N1, seeds.life[N1].durable.directory, PROPOSED, facts, *_held(seeds, N1)))
+    seeds.drain(N2)
+    seeds.sync(N2)
+    promise = BootState(N2, seeds.life[N2].durable.directory, PROPOSED, facts, *_held(seeds, N2))
+    two.on_message(N3, word)
+    seeds.drain(N2)
+    seeds.sync(N2)
+    assert stages(seeds) == [PROPOSED, MEMBER, MEMBER]
+
+    seeds.wipe(N3)
+    seeds.start(N3)
+    seeds.flying.clear()
+    seeds.cut = lambda source, target: N2 in (source, target)
+    one.on_message(N2, promise)
+    for _ in range(3):
+        seeds.tick(N1)
+        seeds.tick(N3)
+        seeds.run_dry()
+    assert proposal_of(seeds, N1).ballot == proposal_of(seeds, N3).ballot
+    assert stages(seeds) == [PROPOSED, MEMBER, PROPOSED]
+
+    seeds.cut = lambda source, target: {source, target} == {N2, N3}
+    seeds.settle(20)
+    assert stages(seeds) == [MEMBER, MEMBER, PROPOSED]
+    assert set(seeds.refusals) == {N3}
+
+
+def _held(seeds: Seeds, node: NodeId) -> tuple[boot_module.Ballot, Proposal | None]:
+    durable = seeds.life[node].durable
+    return durable.promised, durable.accepted
+
+
 def test_a_member_restarts_without_any_peer() -> None:
     seeds = started()
     seeds.settle(3)
