@@ -345,11 +345,9 @@ class Core:
         assert index <= self.emitted, f"applied {index}, but only {self.emitted} was given"
         self.applied_index = index
         changes = self.log.unapplied_configurations
-        if not changes or changes[0] > index:
-            return
         while changes and changes[0] <= index:
             self._adopt(membership.decode(self.log.entry(changes.popleft()).payload))
-        if self.is_leader:
+        if self.is_leader and self.configuration.outgoing:
             leader.leave_joint_if_due(self)
 
     def compact(self, index: LogIndex) -> None:
