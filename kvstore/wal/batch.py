@@ -1,0 +1,131 @@
+"""The unit of validity: one batch is one write and one sync, and counts as a whole or not at all.
+
+    head:    magic, nonce of the segment, checksum, checksum of the batch before, counts, sequence
+    table:   one row per record, see `record.ROW`
+    payload: the records' payloads, in the order of their rows, each with its checksum in its row
+    padding: zeros to the next multiple of 512, so that a torn sector belongs to one batch only
+
+The head's checksum covers head and table, and the table holds the checksums of the payloads. So damage in a
+payload leaves the table readable, which names the replica that is hurt; and a batch that names the
+checksum of the one before it proves what that one was. Because a batch is written only after the one
+before it was synced, any batch found later in the log proves that this one was once whole on disk: that is
+the sync mark which tells rot from a torn write (pitfall 12).
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from google_crc32c import extend as _extend
+from google_crc32c import value as crc32c
+
+from kvstore.wal.record import ROW, Coded, Record, decode
+
+SECTOR_BYTES = 512
+MAGIC = b"KVbt"
+
+_START = struct.Struct("<4sQ")
+_CHECKSUM = struct.Struct("<I")
+_REST = struct.Struct("<IIIQ")
+"""Checksum of the batch before, record count, payload bytes in all, sequence."""
+_CHECKSUM_AT = _START.size
+_REST_AT = _CHECKSUM_AT + _CHECKSUM.size
+_TABLE_AT = _REST_AT + _REST.size
+_PADDING = bytes(SECTOR_BYTES)
+
+Row = tuple[int, int, int, int, int, int, int, int]
+
+
+class Batch(NamedTuple):
+    """A batch whose head and table are whole; its payloads may not be."""
+
+    offset: int
+    end: int
+    """Where the next batch starts: a multiple of the sector."""
+    sequence: int
+    checksum: int
+    previous_checksum: int
+    rows: tuple[Row, ...]
+    payload_at: int
+
+
+def row(coded: Coded, number: int) -> bytes:
+    kind, shard, incarnation, term, index, payload = coded
+    return ROW.pack(kind, shard, incarnation, len(payload), number, term, index, crc32c(payload))
+
+
+def byte_count(rows: int, payload_bytes: int) -> int:
+    """How much room a batch takes in the file."""
+    exact = _TABLE_AT + rows * ROW.size + payload_bytes
+    return exact + -exact % SECTOR_BYTES
+
+
+def encode(
+    nonce: int, sequence: int, previous_checksum: int, rows: list[bytes], payloads: list[bytes]
+) -> tuple[bytes, int]:
+    """The bytes to write and the batch's checksum."""
+    payload_bytes = sum(map(len, payloads))
+    start = _START.pack(MAGIC, nonce)
+    covered = _REST.pack(previous_checksum, len(rows), payload_bytes, sequence) + b"".join(rows)
+    checksum = _extend(crc32c(start), covered)
+    exact = _TABLE_AT + len(rows) * ROW.size + payload_bytes
+    padding = _PADDING[: -exact % SECTOR_BYTES]
+    return b"".join((start, _CHECKSUM.pack(checksum), covered, *payloads, padding)), checksum
+
+
+def parse(content: bytes, offset: int, nonce: int | None) -> Batch | None:
+    """The batch at `offset`, None if there is none of this segment or its head or table is damaged.
+    Without a nonce the batch's own is believed."""
+    table_at = offset + _TABLE_AT
+    if table_at > len(content):
+        return None
+    magic, found_nonce = _START.unpack_from(content, offset)
+    if magic != MAGIC or (nonce is not None and found_nonce != nonce):
+        return None
+    previous_checksum, count, payload_bytes, sequence = _REST.unpack_from(content, offset + _REST_AT)
+    payload_at = table_at + count * ROW.size
+    exact_end = payload_at + payload_bytes
+    if exact_end > len(content):
+        return None
+    (checksum,) = _CHECKSUM.unpack_from(content, offset + _CHECKSUM_AT)
+    start = crc32c(content[offset : offset + _CHECKSUM_AT])
+    if _extend(start, content[offset + _REST_AT : payload_at]) != checksum:
+        return None
+    rows = tuple(ROW.iter_unpack(content[table_at:payload_at]))
+    if sum(each[3] for each in rows) != payload_bytes:
+        return None
+    end = exact_end + -exact_end % SECTOR_BYTES
+    return Batch(offset, end, sequence, checksum, previous_checksum, rows, payload_at)
+
+
+def find(content: bytes, offset: int, nonce: int) -> Batch | None:
+    """The first batch of this segment at or after `offset`, whatever lies between."""
+    needle = _START.pack(MAGIC, nonce)
+    while (offset := content.find(needle, offset)) >= 0:
+        if offset % SECTOR_BYTES == 0 and (batch := parse(content, offset, nonce)) is not None:
+            return batch
+        offset += 1
+    return None
+
+
+def payloads(content: bytes, batch: Batch) -> list[bytes | None]:
+    """One per row, None where the checksum is wrong."""
+    found: list[bytes | None] = []
+    at = batch.payload_at
+    for each in batch.rows:
+        end = at + each[3]
+        payload = content[at:end]
+        found.append(payload if crc32c(payload) == each[7] else None)
+        at = end
+    return found
+
+
+def records(rows: Iterable[Row], payloads: Iterable[bytes | None]) -> Iterator[tuple[int, Record]]:
+    """(number, record) of each whole row; damaged ones are left out."""
+    for (kind, shard, incarnation, _, number, term, index, _), payload in zip(rows, payloads, strict=True):
+        if payload is not None:
+            yield number, decode(kind, shard, incarnation, term, index, payload)
+
+
+def nonce_of(content: bytes, offset: int) -> int:
+    return int(_START.unpack_from(content, offset)[1])
