@@ -37,7 +37,7 @@ class Beats:
         self.acked_at: dict[NodeId, float] = {}
 
     def send_all(self) -> None:
-        """Let quiet shards fall asleep and send every peer its beat."""
+        """Send every peer its beat."""
         self._seq += 1
         led: dict[NodeId, list[tuple[ShardId, ReplicaId, Term]]] = {
             node: [] for node in self._host.peers
@@ -46,8 +46,6 @@ class Beats:
             core = replica.core
             if replica.led_term is None:
                 continue
-            if not core.quiet and core.can_be_quiet():
-                core.quiet = True
             if core.quiet:
                 for member in core.configuration.members():
                     if member != replica.me:

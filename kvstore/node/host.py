@@ -308,6 +308,9 @@ class Host:
         self._ticks += 1
         self._watch_disk(now)
         for replica in list(self.replicas.values()):
+            # Before the tick, which may have a heartbeat due that keeps the shard awake for ever.
+            if replica.led_term is not None and not replica.core.quiet and replica.core.can_be_quiet():
+                replica.core.quiet = True
             replica.core.tick()
             replica.expire_calls(now)
             if replica.core.has_ready():

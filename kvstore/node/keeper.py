@@ -102,7 +102,7 @@ class Keeper:
             elif replica.machine is machine:
                 self.cut(replica)
 
-        self._host.runtime.in_thread(machine.begin_flush(), done, lane="store")
+        self._host.runtime.in_thread(machine.flush(), done, lane="store")
 
     def cut(self, replica: Replica) -> None:
         """Drop the part of the in-memory log that nobody needs or that costs too much to keep."""

@@ -17,6 +17,7 @@ from kvstore.files import Files, join
 from kvstore.node.boot import Boot
 from kvstore.node.boot_runner import BootRunner
 from kvstore.node.calls import Call
+from kvstore.node.handshake import Addresses
 from kvstore.node.host import Host, HostSettings
 from kvstore.node.identity import DataDirectory, Identity
 from kvstore.node.keeper import Keeper, KeeperSettings
@@ -24,6 +25,7 @@ from kvstore.node.replica import Replica, ReplicaLimits
 from kvstore.node.router import Router
 from kvstore.node.runtime import Lane, Runtime, Transport
 from kvstore.node.snapshot_host import SnapshotHost
+from kvstore.node.status import Status
 from kvstore.node.tablets import Opened, Tablets
 from kvstore.placement import Member, ShardMap, place
 from kvstore.raft import RaftSettings
@@ -55,6 +57,7 @@ class Node:
         files: Files,
         data: str,
         engines: Engines,
+        addresses: Addresses,
         on_fatal: Callable[[BaseException], None],
         observe: Observe = lambda shard: None,
     ) -> None:
@@ -63,6 +66,7 @@ class Node:
         self.runtime = runtime
         self._files = files
         self._engines = engines
+        self._addresses = addresses
         self._observe = observe
         self.on_member: Callable[[], None] = lambda: None
         self.directory = DataDirectory.open(files, data, config.cluster, me)
@@ -97,6 +101,8 @@ class Node:
             prepare=self._create_replicas,
         )
         self.host.on_message[BootState] = self.boot_runner.on_message
+        self.status = Status(self.host, transport)
+        self.host.on_message[peer.TransferRequest] = self._on_transfer
         self.host.on_message[peer.QuarantineNotice] = self._on_quarantine
         self.host.on_role_change = self._on_role_change
         self._is_hosting = False
@@ -233,7 +239,7 @@ class Node:
         return self.runtime.dice.randint(low, high)
 
     def _machine(self, engine: Engine) -> Machine:
-        return Machine(engine, self._engines, _store_limits(self.config))
+        return Machine(engine, _store_limits(self.config))
 
     @property
     def raft_settings(self) -> RaftSettings:
@@ -294,6 +300,36 @@ class Node:
             deadline = self.runtime.now() + self.config.timeouts.request_s
             replica.enqueue(Call(replica.shard, command, deadline, lambda answer, error: None))
             self.host.mark_dirty(replica)
+
+    def address_of(self, node: NodeId) -> peer.NodeAddress | None:
+        """Where the node last said it can be reached."""
+        return self._addresses.get(node)
+
+    def client_address(self, node: NodeId) -> str | None:
+        address = self.address_of(node)
+        if address is not None:
+            return address.client
+        return next((each.client for each in self.config.nodes if each.id == node), None)
+
+    def ask_transfer(self, shard: ShardId, to: NodeId) -> None:
+        """Have the shard's leader, wherever it is, hand over to `to`. Nothing tells whether it did."""
+        leader = self.router.leader_node(shard)
+        if leader == self.me:
+            self._transfer(shard, to)
+        elif leader is not None:
+            self.host.post(leader, Lane.CONTROL, peer.TransferRequest(0, shard, to))
+
+    def _on_transfer(self, node: NodeId, request: peer.TransferRequest) -> None:
+        self._transfer(request.shard, request.to)
+
+    def _transfer(self, shard: ShardId, to: NodeId) -> None:
+        replica = self.host.replicas.get(shard)
+        if replica is None or replica.led_term is None:
+            return
+        for voter in replica.core.configuration.voters:
+            if node_of(voter) == to:
+                replica.core.transfer_leadership(voter)
+                self.host.mark_dirty(replica)
 
     def _sweep(self) -> None:
         if self.host.is_stopped:

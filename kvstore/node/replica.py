@@ -21,6 +21,7 @@ from kvstore.raft import Core, NotLeader, ProposalDropped, Role
 from kvstore.raft.messages import NORMAL, Entry, Ready, SnapshotMeta
 from kvstore.store import commands
 from kvstore.store.machine import Machine
+from kvstore.store.results import CommandResult
 from kvstore.types import Incarnation, LogIndex, ReplicaId, ShardId, Term
 
 Reroute = Callable[[Call], None]
@@ -201,7 +202,7 @@ class Replica:
             self._answer_writers(entries, results)
         return bool(self.committed)
 
-    def _answer_writers(self, entries: list[Entry], results: list[list[commands.CommandResult]]) -> None:
+    def _answer_writers(self, entries: list[Entry], results: list[list[CommandResult]]) -> None:
         clock_ms, shard = self.machine.clock_ms, self.shard
         for entry, entry_results in zip(entries, results, strict=True):
             waiting = self.in_flight.pop(entry.index, None)

@@ -22,8 +22,8 @@ from kvstore.node.replica import Replica
 from kvstore.node.runtime import Lane, Transport
 from kvstore.placement import ShardMap
 from kvstore.store import commands
-from kvstore.store.commands import CommandResult
-from kvstore.types import NodeId, ShardId, node_of
+from kvstore.store.results import CommandResult
+from kvstore.types import LogIndex, NodeId, ShardId, node_of
 from kvstore.wire import peer
 
 INDEX_RETRY_S = 0.25
@@ -226,9 +226,9 @@ class Router:
     def _on_index_request(self, node: NodeId, request: peer.IndexRequest) -> None:
         replica = self._host.replicas.get(request.shard)
 
-        def reply(index: int | None) -> None:
+        def reply(index: LogIndex | None) -> None:
             error = None if index is not None else WrongRoute.code
-            self._host.post(node, Lane.CONTROL, peer.IndexReply(request.id, index or 0, error))
+            self._host.post(node, Lane.CONTROL, peer.IndexReply(request.id, index or LogIndex(0), error))
 
         if replica is None or replica.led_term is None:
             reply(None)

@@ -124,6 +124,12 @@ def decode(command: bytes) -> tuple[Identity | None, list[Op]]:
     return (None if parts[0] is None else Identity(*parts[0])), parts[1:]
 
 
+def grows(command: bytes) -> bool:
+    """Whether carrying out the command may need space that a nearly full disk must keep for deletes."""
+    _identity, ops = decode(command)
+    return any(op[0] not in (DELETE, DELETE_RANGE) for op in ops)
+
+
 def payload(clock_ms: int, commands: Sequence[bytes]) -> bytes:
     """Payload of a NORMAL entry: the commands' bytes behind the shard clock, nothing packed again."""
     count = len(commands) + 1

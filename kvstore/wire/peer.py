@@ -139,6 +139,40 @@ class QuarantineNotice(msgspec.Struct, frozen=True, array_like=True, tag=11):
     replica: ReplicaId
 
 
+class StatusRequest(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """Which shards does the receiver lead, and how are their replicas?"""
+
+    id: RequestId
+
+
+class LedShard(msgspec.Struct, frozen=True, array_like=True):
+    """One shard as its leader knows it."""
+
+    shard: ShardId
+    term: Term
+    leader: ReplicaId
+    voters: tuple[ReplicaId, ...]
+    learners: tuple[ReplicaId, ...]
+    matches: tuple[tuple[ReplicaId, LogIndex], ...]
+    applied: LogIndex
+    keys: int
+
+
+class StatusReply(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    id: RequestId
+    led: tuple[LedShard, ...]
+    damaged: tuple[tuple[ShardId, ReplicaId], ...]
+    """The sender's quarantined replicas."""
+
+
+class TransferRequest(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """Hand the leadership of `shard` to `to`; answered with a ForwardReply."""
+
+    id: RequestId
+    shard: ShardId
+    to: Name
+
+
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=18):
     """Why a Hello was not accepted; the link is closed after it."""
 
@@ -164,6 +198,9 @@ PeerMessage = (
     | SnapshotChunk
     | SnapshotGone
     | Refusal
+    | StatusRequest
+    | StatusReply
+    | TransferRequest
 )
 
 _encode = msgspec.msgpack.Encoder().encode

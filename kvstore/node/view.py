@@ -1,0 +1,205 @@
+"""What the API may say about the cluster, gathered from this node and, where asked for, from the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvstore.errors import InvalidArgument, NoLeader, NotFound
+from kvstore.node.api.view import (
+    Check,
+    ClusterRow,
+    NodeRow,
+    ReplicaRow,
+    RouteNode,
+    RouteRow,
+    Routes,
+    ShardRow,
+)
+from kvstore.node.flow import Promise, spawn
+from kvstore.node.node import Node
+from kvstore.node.runtime import Transport
+from kvstore.types import META_SHARD, NodeId, ReplicaId, ShardId, node_of
+from kvstore.wire.peer import LedShard, StatusReply
+
+TRANSFER_POLL_S = 0.02
+
+
+class NodeView:
+    def __init__(self, node: Node, transport: Transport) -> None:
+        self.me = node.me
+        self._node = node
+        self._host = node.host
+        self._transport = transport
+        self._config = node.config
+
+    # ---- routes ----------------------------------------------------------------------------------
+
+    def epoch(self) -> int:
+        """Sum of the terms known here: it grows with every election this node has heard of."""
+        return sum(replica.core.term for replica in self._host.replicas.values())
+
+    def leader_of(self, shard: ShardId) -> NodeId | None:
+        return self._node.router.leader_node(shard)
+
+    def client_address(self, node: NodeId) -> str | None:
+        return self._node.client_address(node)
+
+    def _homes(self, shard: ShardId) -> list[NodeId]:
+        replica = self._host.replicas.get(shard)
+        if replica is not None:
+            return [node_of(member) for member in replica.core.configuration.members()]
+        return list(self._node.router.homes.get(shard, ()))
+
+    def routes(self) -> Routes:
+        rows = []
+        for shard in self._node.shard_map.shards:
+            start, end = self._node.shard_map.range_of(shard)
+            replica = self._host.replicas.get(shard)
+            clock_ms = None if replica is None else int(replica.machine.clock_ms)
+            rows.append(RouteRow(shard, start, end, self.leader_of(shard), self._homes(shard), clock_ms))
+        nodes = [
+            RouteNode(NodeId(each.id), self.client_address(NodeId(each.id)) or each.client)
+            for each in self._config.nodes
+        ]
+        return Routes(self.epoch(), rows, nodes)
+
+    # ---- nodes and shards ------------------------------------------------------------------------
+
+    def _is_up(self, node: NodeId) -> bool:
+        return node == self.me or self._transport.is_connected(node)
+
+    def nodes(self) -> list[NodeRow]:
+        rows = []
+        for each in self._config.nodes:
+            node = NodeId(each.id)
+            address = self._node.address_of(node)
+            rows.append(
+                NodeRow(
+                    node,
+                    address.client if address else each.client,
+                    address.peer if address else each.peer,
+                    each.host,
+                    each.zone,
+                    each.weight,
+                    self._is_up(node),
+                )
+            )
+        return rows
+
+    def cluster(self) -> Promise[ClusterRow]:
+        return spawn(self._cluster())
+
+    async def _cluster(self) -> ClusterRow:
+        statuses = await self._node.status.ask_all()
+        led = _newest_leaders(statuses)
+        leaderless = [shard for shard in self._node.shard_map.shards if shard not in led]
+        down = [row.id for row in self.nodes() if not row.is_up]
+        damaged = any(status.damaged for status in statuses.values())
+        health = "unavailable" if leaderless else "degraded" if down or damaged else "ok"
+        meta = led.get(META_SHARD)
+        cluster_id = self._node.boot.identity.cluster_id
+        return ClusterRow(
+            self._config.cluster,
+            cluster_id.hex() if cluster_id else None,
+            node_of(meta.leader) if meta else None,
+            health,
+            leaderless,
+            self._config.shards,
+            len(self._config.nodes),
+            down,
+            self._config.replication,
+            self.me,
+        )
+
+    def shard_rows(self) -> Promise[list[ShardRow]]:
+        return spawn(self._shard_rows())
+
+    async def _shard_rows(self) -> list[ShardRow]:
+        statuses = await self._node.status.ask_all()
+        led = _newest_leaders(statuses)
+        damaged = {replica for status in statuses.values() for _shard, replica in status.damaged}
+        return [self._shard_row(shard, led.get(shard), damaged) for shard in self._node.shard_map.shards]
+
+    def _shard_row(self, shard: ShardId, led: LedShard | None, damaged: set[ReplicaId]) -> ShardRow:
+        start, end = self._node.shard_map.range_of(shard)
+        if led is None:
+            homes = [ReplicaRow(node, "follower") for node in self._homes(shard)]
+            return ShardRow(shard, start, end, None, 0, homes)
+        matches = dict(led.matches)
+        rows = []
+        for replica in (*led.voters, *led.learners):
+            role = "follower"
+            if replica in damaged:
+                role = "quarantined"
+            elif replica == led.leader:
+                role = "leader"
+            elif replica in led.learners:
+                role = "learner"
+            rows.append(ReplicaRow(node_of(replica), role, matches.get(replica)))
+        return ShardRow(shard, start, end, node_of(led.leader), led.term, rows, led.applied, led.keys)
+
+    # ---- transfer --------------------------------------------------------------------------------
+
+    def transfer(self, shard: ShardId, to: NodeId, deadline: float) -> Promise[None]:
+        return spawn(self._transfer(shard, to, deadline))
+
+    async def _transfer(self, shard: ShardId, to: NodeId, deadline: float) -> None:
+        if shard not in self._node.shard_map.shards and shard != META_SHARD:
+            raise NotFound(f"there is no shard {shard}; expected 0 to {self._config.shards - 1}")
+        if to not in self._homes(shard):
+            raise InvalidArgument(f"{to} holds no voting replica of shard {shard}: {self._homes(shard)} do")
+        while self.leader_of(shard) != to:
+            if self._host.runtime.now() > deadline:
+                raise NoLeader(f"shard {shard} was not handed to {to} before the deadline", retry_after=1)
+            self._node.ask_transfer(shard, to)
+            await self._sleep(TRANSFER_POLL_S)
+
+    def _sleep(self, delay_s: float) -> Promise[None]:
+        promise: Promise[None] = Promise()
+        self._host.runtime.call_later(delay_s, promise.resolve, None)
+        return promise
+
+    # ---- health ----------------------------------------------------------------------------------
+
+    def liveness(self) -> list[Check]:
+        busy_s = self._host.log.busy_s(self._host.runtime.now())
+        limit_s = self._config.timeouts.disk_stall_ms / 1000
+        return [
+            Check("running", not self._host.is_stopped),
+            Check("log_disk", busy_s < limit_s, f"oldest unsynced write is {busy_s:.1f} s old" if busy_s else ""),
+        ]
+
+    def readiness(self) -> list[Check]:
+        if not self._node.is_ready:
+            return [Check("member", False, "; ".join(self._node.waiting_for()))]
+        replicas = self._host.replicas.values()
+        leaderless = [replica.shard for replica in replicas if replica.core.leader is None]
+        damaged = [f"shard {shard}: {why}" for shard, why in self._host.damaged.items()]
+        return [
+            Check("member", True),
+            Check("leaders_known", not leaderless, f"no leader known for shards {leaderless}" if leaderless else ""),
+            Check("no_quarantine", not damaged, "; ".join(damaged)),
+            Check("disk_space", not self._node.router.is_read_only, "nearly full: only deletes are accepted"
+                  if self._node.router.is_read_only else ""),
+            *self.liveness(),
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "node": self.me,
+            "engine": self._config.storage.engine,
+            "shards": self._config.shards,
+            "replication": self._config.replication,
+        }
+
+
+def _newest_leaders(statuses: dict[NodeId, StatusReply]) -> dict[ShardId, LedShard]:
+    """The leader of the highest term for each shard: a deposed one may not know it yet."""
+    led: dict[ShardId, LedShard] = {}
+    for status in statuses.values():
+        for each in status.led:
+            if each.shard not in led or led[each.shard].term < each.term:
+                led[each.shard] = each
+    return led
+
+

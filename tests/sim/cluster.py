@@ -1,0 +1,240 @@
+"""A whole cluster of real nodes on virtual time: the code that ships, on a faked network, disk and clock.
+
+What is faked: `Runtime` (time, dice, threads), `Transport` (network), `Files` (disk). What runs as it
+ships: API handlers, router, host, Raft, log, store with the memory engine, first boot, snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from kvstore.config import Config, parse_config
+from kvstore.node.api import Api
+from kvstore.node.handshake import Addresses
+from kvstore.node.node import Node
+from kvstore.node.replica import Replica
+from kvstore.node.requests import BodyStream, Request, Response
+from kvstore.node.runtime import Lane
+from kvstore.node.view import NodeView
+from kvstore.store.memory import MemoryEngines
+from kvstore.types import NodeId, ShardId
+from kvstore.wire.peer import PeerProtocolError
+from tests.sim.network import Network, SimTransport
+from tests.sim.world import DiskTimes, SimRuntime, World
+from tests.support.sim_files import SimFiles
+
+DATA = "/data"
+
+
+class Process:
+    """One life of one node."""
+
+    def __init__(self, cluster: SimCluster, name: NodeId) -> None:
+        self.name = name
+        self.cluster = cluster
+        machine = cluster.machines[name]
+        machine.lives += 1
+        dice = Random(f"{cluster.world.seed}/{name}/{machine.lives}")
+        self.runtime = SimRuntime(cluster.world, name, dice, machine.disk, machine.clock_rate)
+        self.runtime.offset = machine.clock_offset
+        self.transport = SimTransport(cluster.network, name)
+        self.failure: BaseException | None = None
+        addresses = Addresses()
+        self.node = Node(
+            cluster.config,
+            name,
+            self.runtime,
+            self.transport,
+            machine.files,
+            DATA,
+            MemoryEngines(machine.files),
+            addresses,
+            self._on_fatal,
+        )
+        mine = cluster.config.node(name)
+        addresses.announce(name, mine.peer, mine.client)
+        self.api = Api(self.node.router, NodeView(self.node, self.transport), cluster.config, self.runtime)
+
+    def start(self) -> None:
+        self.cluster.network.listen(self.name, self._on_frame)
+        self.node.start()
+        for peer, process in self.cluster.processes.items():
+            if peer != self.name:
+                self.node.greet(peer)
+                process.runtime.call_soon(process.node.greet, self.name)
+
+    def _on_frame(self, source: NodeId, lane: Lane, frame: bytes) -> None:
+        if self.cluster.world.now < self.runtime.paused_until:
+            self.cluster.world.at(self.runtime.paused_until, self._on_frame, source, lane, frame)
+        elif self.runtime.is_alive:
+            try:
+                self.node.host.on_frame(source, lane, frame)
+            except PeerProtocolError:
+                self.cluster.count("bad_frames")
+
+    def _on_fatal(self, error: BaseException) -> None:
+        self.failure = error
+        self.cluster.on_exit(self, error)
+
+    def replicas(self) -> Iterator[Replica]:
+        yield from self.node.host.replicas.values()
+
+
+class Machine:
+    """What outlives a process: the disk and the clock."""
+
+    def __init__(self, files: SimFiles) -> None:
+        self.files = files
+        self.disk = DiskTimes()
+        self.lives = 0
+        self.clock_rate = 1.0
+        self.clock_offset = 0.0
+
+
+class SimCluster:
+    def __init__(self, world: World, nodes: int = 3, shards: int = 4, replication: int = 3) -> None:
+        self.world = world
+        self.counts: dict[str, int] = {}
+        self.network = Network(world, Random(f"{world.seed}/network"))
+        self.config = _config(nodes, shards, replication)
+        self.machines = {
+            node: Machine(SimFiles(Random(f"{world.seed}/disk/{node}"))) for node in self.config.node_ids()
+        }
+        self.processes: dict[NodeId, Process] = {}
+        self.on_exit: Callable[[Process, BaseException], None] = lambda process, error: None
+
+    def count(self, what: str, by: int = 1) -> None:
+        self.counts[what] = self.counts.get(what, 0) + by
+
+    # ---- processes -------------------------------------------------------------------------------
+
+    def start(self, name: NodeId) -> Process:
+        process = Process(self, name)
+        self.processes[name] = process
+        process.start()
+        return process
+
+    def start_all(self) -> None:
+        for name in self.config.node_ids():
+            self.start(name)
+
+    def kill(self, name: NodeId, *, power_loss: bool) -> None:
+        """End a process at this instant. Power loss also takes what the disk had not synced."""
+        process = self.processes.pop(name)
+        process.runtime.is_alive = False
+        process.node.host.stop()
+        self.network.leave(name)
+        files = self.machines[name].files
+        self._tear_work_in_progress(process)
+        if power_loss:
+            files.crash()
+        files.release_locks()
+
+    def _tear_work_in_progress(self, process: Process) -> None:
+        """The thread may have been anywhere in what it was doing: before it, or behind its last step."""
+        for _lane, work in process.runtime.in_progress:
+            if process.runtime.dice.random() < 0.5:
+                try:
+                    work()
+                except Exception:  # noqa: BLE001 - nobody is left to hear of it
+                    self.count("torn_work_failed")
+
+    # ---- requests --------------------------------------------------------------------------------
+
+    def request(
+        self,
+        name: NodeId,
+        method: str,
+        target: str,
+        headers: dict[str, str],
+        body: bytes,
+        done: Callable[[Response | None], None],
+    ) -> None:
+        """Ask one node; `done(None)` when it is down and nobody answers."""
+        process = self.processes.get(name)
+        if process is None:
+            done(None)
+            return
+        sink = Sink(done)
+        request = Request(method, target, CIMultiDictProxy(CIMultiDict(headers)), body, "10.0.0.9", sink)
+        request.started_s = process.runtime.now()
+        process.runtime.call_soon(process.api.handle, request)
+
+    # ---- looking inside --------------------------------------------------------------------------
+
+    def leader_of(self, shard: ShardId) -> Process | None:
+        leaders = [
+            process
+            for process in self.processes.values()
+            if shard in process.node.host.replicas and process.node.host.replicas[shard].led_term is not None
+        ]
+        return max(
+            leaders, key=lambda process: process.node.host.replicas[shard].core.term, default=None
+        )
+
+    def has_all_leaders(self) -> bool:
+        return all(self.leader_of(shard) is not None for shard in range(self.config.shards))  # type: ignore[arg-type]
+
+    def state_hashes(self) -> dict[ShardId, dict[NodeId, tuple[int, int]]]:
+        """(applied, hash) of every replica."""
+        found: dict[ShardId, dict[NodeId, tuple[int, int]]] = {}
+        for process in self.processes.values():
+            for replica in process.replicas():
+                found.setdefault(replica.shard, {})[process.name] = (
+                    replica.machine.applied,
+                    replica.machine.state_hash,
+                )
+        return found
+
+
+class Sink:
+    """Takes the answer to one request; streams are gathered whole."""
+
+    def __init__(self, done: Callable[[Response | None], None]) -> None:
+        self._done = done
+
+    def answer(self, request: Request, response: Response) -> None:
+        self._done(response)
+
+    def open_stream(self, request: Request, response: Response) -> BodyStream:
+        return GatheredStream(response, self._done)
+
+
+class GatheredStream:
+    is_open = True
+
+    def __init__(self, response: Response, done: Callable[[Response | None], None]) -> None:
+        self._response = response
+        self._done = done
+        self._pieces = [response.body]
+
+    def write(self, piece: bytes) -> bool:
+        self._pieces.append(piece)
+        return True
+
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        callback()
+
+    def end(self) -> None:
+        self._done(Response(self._response.status, self._response.head, b"".join(self._pieces)))
+
+
+def _config(nodes: int, shards: int, replication: int) -> Config:
+    lines = [
+        "cluster: sim",
+        f"replication: {replication}",
+        f"shards: {shards}",
+        "virtual_nodes: 16",
+        "storage: {engine: memory, wal_segment_bytes: 65536}",
+        "nodes:",
+    ]
+    lines += [
+        f'  - {{id: n{number}, client: "10.0.0.{number}:7400", peer: "10.0.0.{number}:7500", host: h{number}}}'
+        for number in range(1, nodes + 1)
+    ]
+    return parse_config("\n".join(lines))
+
+
