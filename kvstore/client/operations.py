@@ -187,7 +187,7 @@ def incr_result(fields: dict[str, Any], *, replayed: bool = False) -> IncrResult
 def _conditions(if_revision: int | None, if_absent: bool) -> list[tuple[str, str]]:
     if if_revision is not None and if_absent:
         raise InvalidArgument("give either if_revision or if_absent")
-    if if_absent or if_revision == 0:
+    if if_absent:
         return [("If-None-Match", "*")]
     return [] if if_revision is None else [("If-Match", f'"{if_revision}"')]
 

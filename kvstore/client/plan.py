@@ -193,6 +193,9 @@ class _Execution(Generic[T]):
         self.shard: int | None = None
         self.ticket: Ticket | None = None
         self.since: int | None = None
+        """Shard clock known when the identity was begun, the same in all its attempts."""
+        self.has_new_clock = False
+        """The last answer told the shard's clock."""
 
     def run(self) -> Plan[T]:
         call = self.call
@@ -345,23 +348,25 @@ class _Execution(Generic[T]):
     def start_anew(self) -> NoReturn:
         assert self.ticket is not None
         self.ticket.finish()
-        self.ticket = None
+        self.ticket = self.since = None
         self.restart_count += 1
+        if self.shard is not None and not self.has_new_clock:
+            self.routes.forget_clock(self.shard)
         raise _Again(0.0)
 
     def on_wrong_route(self, error: WrongRoute) -> None:
         """Take over the route in the answer; the same node may be asked again under the new one."""
         self.wrong_route_count += 1
-        self.routes.doubt()
-        leader, address = error.fields.get("leader"), error.fields.get("address")
-        shard = error.fields.get("shard")
-        if isinstance(shard, int) and isinstance(leader, str):
-            self.routes.learn_leader(shard, leader, address if isinstance(address, str) else None)
-            self.avoid.clear()
+        shard, leader, address = (error.fields.get(name) for name in ("shard", "leader", "address"))
+        if isinstance(shard, int) and isinstance(leader, str) and isinstance(address, str):
+            self.routes.learn_leader(shard, leader, address)
+        else:
+            self.routes.doubt()
 
     def learn_from(self, headers: Mapping[str, str]) -> None:
         shard, clock = headers.get("kv-shard", ""), headers.get("kv-clock", "")
-        if shard.isascii() and shard.isdigit() and clock.isascii() and clock.isdigit():
+        self.has_new_clock = shard.isascii() and shard.isdigit() and clock.isascii() and clock.isdigit()
+        if self.has_new_clock:
             self.routes.learn_clock(int(shard), int(clock), self.now)
 
     def note_failure(self, address: str, failure: Failure) -> None:

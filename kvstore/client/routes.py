@@ -144,10 +144,13 @@ class Routes:
         if known is None or clock_ms >= known[0]:
             self._clocks[shard] = (clock_ms, now)
 
-    def learn_leader(self, shard: int, node: str, address: str | None = None) -> None:
-        """Take over what a node said about one shard."""
-        if address is not None:
-            self._nodes[node] = address
+    def forget_clock(self, shard: int) -> None:
+        """The store called what we knew too old to prove anything."""
+        self._clocks.pop(shard, None)
+
+    def learn_leader(self, shard: int, node: str, address: str) -> None:
+        """Take over what a node said about one shard. Raises InvalidArgument for a bad address."""
+        self._nodes[node] = address_of(address)
         self._leaders[shard] = node
 
     def forget_leader(self, shard: int) -> None:
