@@ -70,9 +70,8 @@ def _after_txn(operation: Operation, cells: dict[str, Cell]) -> Iterator[dict[st
             for number, step in enumerate(argument[branch]):
                 outcome = "ok" if known else "unknown"
                 told = operation.result["results"][number] if known else None
-                after = _run(step["kind"], step["key"], step["argument"] or {}, outcome, told, after)
-                if after is None:
-                    break
+                if after is not None:
+                    after = _run(step["kind"], step["key"], step["argument"] or {}, outcome, told, after)
             if after is not None:
                 yield after
 

@@ -43,7 +43,8 @@ class _Store:
         held = self.cells.get(key)
         takes_effect = not is_lost or self.dice.random() < 0.5
         argument: dict[str, Any] | None = None
-        outcome, result = "ok", None
+        outcome = "ok"
+        result: dict[str, Any] | None = None
         if kind == "get":
             result = {"value": held[0], "revision": held[1]} if held else None
         elif kind == "delete":
