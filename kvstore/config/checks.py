@@ -35,9 +35,8 @@ def contradictions(config: Config) -> Iterator[tuple[str, str]]:
     if limits.value_bytes_max > limits.batch_bytes_max:
         yield "limits.batch_bytes_max", f"expected at least value_bytes_max ({limits.value_bytes_max})"
     largest = limits.batch_bytes_max + limits.key_bytes_max
-    for name in ("shard_queue_bytes_max", "peer_frame_bytes_max"):
-        if getattr(limits, name) < largest:
-            yield f"limits.{name}", f"expected room for one whole batch: at least {largest}"
+    if limits.shard_queue_bytes_max < largest:
+        yield "limits.shard_queue_bytes_max", f"expected room for one whole batch: at least {largest}"
     if limits.header_bytes_max < 3 * limits.key_bytes_max + KIB:
         yield (
             "limits.header_bytes_max",

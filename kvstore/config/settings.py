@@ -47,11 +47,14 @@ class Limits(Section, frozen=True):
     ] = 4 * KIB
     value_bytes_max: Annotated[
         int,
-        Meta(ge=1, le=64 * MIB, description="bytes; a value is held whole in memory and is one log entry"),
+        Meta(ge=1, le=15 * MIB, description="bytes; a value is held whole in memory and is one log entry"),
     ] = MIB
     content_type_bytes_max: Annotated[Count, Meta(description="bytes; stored with each value")] = 256
     batch_ops_max: Annotated[Count, Meta(description="operations in one batch request")] = 10_000
-    batch_bytes_max: Annotated[Bytes, Meta(description="bytes of a batch request's body")] = 8 * MIB
+    batch_bytes_max: Annotated[
+        int,
+        Meta(ge=1, le=15 * MIB, description="bytes of a batch request's body; fits one 16 MiB peer frame"),
+    ] = 8 * MIB
     header_bytes_max: Annotated[
         int,
         Meta(ge=KIB, le=MIB, description="bytes of a request's head; a key grows threefold percent-encoded"),
@@ -79,7 +82,6 @@ class Limits(Section, frozen=True):
     peer_outbox_bytes_max: Annotated[
         Bytes, Meta(description="bytes waiting for one peer; past it frames are dropped, Raft sends again")
     ] = 32 * MIB
-    peer_frame_bytes_max: Annotated[Bytes, Meta(description="bytes of one frame between nodes")] = 16 * MIB
 
 
 class Timeouts(Section, frozen=True):

@@ -51,7 +51,6 @@ def test_a_contradiction_in_the_cluster_is_named(old: str, new: str, told: str) 
         ("timeouts", "lease_ms", 950, "expected at most 9/10 of election_ms_min (1000)"),
         ("limits", "batch_bytes_max", 1000, "expected at least value_bytes_max (1048576)"),
         ("limits", "shard_queue_bytes_max", 1000, "expected room for one whole batch: at least 8392704"),
-        ("limits", "peer_frame_bytes_max", 1000, "expected room for one whole batch: at least 8392704"),
         ("limits", "header_bytes_max", 4096, "expected at least 3 x key_bytes_max + 1024"),
         ("limits", "connections_per_address_max", 10_000, "expected at most connections_max (8192)"),
         ("storage", "reserve_percent", 20, "expected at most free_percent_min (10)"),
