@@ -1,8 +1,9 @@
 """Forgets old versions, a little with each entry.
 
-The change log says which version each change replaced, so that a step of compaction reads one change
-record and removes the versions named in it; nothing is searched for. What is removed, and when, follows
-from the entry, the limits and the records in the tablet: all replicas forget the same at the same index.
+A replaced version lives in the change record of the entry that replaced it, so forgetting is removing the
+oldest change records, with the few marks and large versions that each one names. Nothing is searched for.
+What is removed, and when, follows from the entry, the limits and the records in the tablet: all replicas
+forget the same at the same index.
 
 A change record goes when the state it left behind has been replaced for longer than `history_ms`, or lies
 more than `history_revisions` back. `compacted` is then the first revision of the oldest record kept:
@@ -17,7 +18,7 @@ from typing import Final, NamedTuple
 
 from kvstore.store import keys, records
 from kvstore.store.batch import Batch
-from kvstore.store.records import CHANGE_PUT, Change
+from kvstore.store.records import ChangeHead
 
 CHANGES_PER_ENTRY: Final = 64
 """Changes forgotten per entry, besides twice as many as it made: enough to catch up under any load."""
@@ -27,8 +28,7 @@ _RECORDS_AHEAD: Final = 32
 class _Record(NamedTuple):
     key: bytes
     first_revision: int
-    clock_ms: int
-    changes: list[Change]
+    head: ChangeHead
 
 
 class Compaction:
@@ -48,17 +48,14 @@ class Compaction:
                 return
             oldest, following = self._oldest[0], self._oldest[1]
             is_far_back = following.first_revision + batch.limits.history_revisions <= batch.revision
-            is_long_ago = following.clock_ms + batch.limits.history_ms < batch.clock_ms
+            is_long_ago = following.head.clock_ms + batch.limits.history_ms < batch.clock_ms
             if not (is_far_back or is_long_ago):
                 return
-            for change in oldest.changes:
-                if change.replaced:
-                    batch.writes[keys.version(change.key, change.replaced)] = None
-                if change.kind != CHANGE_PUT:
-                    batch.writes[keys.version(change.key, change.revision)] = None
+            for other in oldest.head.others:
+                batch.writes[other] = None
             batch.writes[oldest.key] = None
             batch.compacted = following.first_revision
-            budget -= len(oldest.changes) + 1
+            budget -= oldest.head.change_count
             self._oldest.popleft()
 
     def _read_ahead(self, batch: Batch) -> bool:
@@ -66,13 +63,12 @@ class Compaction:
         start = keys.CHANGE
         if self._oldest:
             last = self._oldest[-1]
-            if last.changes[-1].revision == batch.revision:
+            if last.head.last_revision == batch.revision:
                 return False
             start = last.key + b"\x00"
         for key, record in batch.scan(start, keys.CHANGE_END):
             first_revision = int.from_bytes(key[1:], "big")
-            clock_ms, changes = records.unpack_change(first_revision, record)
-            self._oldest.append(_Record(key, first_revision, clock_ms, changes))
+            self._oldest.append(_Record(key, first_revision, records.unpack_change_head(record)))
             if len(self._oldest) >= _RECORDS_AHEAD:
                 break
         return len(self._oldest) >= 2

@@ -6,15 +6,16 @@
 | `mc` | the Raft configuration in force at the applied index |
 | `ml` | the replicated limits (`limits.StoreLimits`) |
 | `h` key | the key's head: its newest version (`records.pack_head`) |
-| `v` escaped key, complement of revision | an older version; an empty record says deleted at that revision |
-| `c` first revision | what one entry changed (`records.pack_change`) |
+| `c` first revision | what one entry changed, with what it replaced (`records.pack_change`) |
+| `o` revision, key | a replaced version that is too large for its change record |
+| `v` escaped key, complement of revision | empty; marks a revision at which to enter the key's past |
 | `s` session | a session (`records.SessionHeader`) |
 | `r` length of session, session, sequence | kept results of one request |
 | `e` due clock, session | when to look whether the session has expired |
 
-Numbers are 8 bytes big-endian, so that they sort. Older versions of a key follow each other newest first.
-In `v` records a key's 0x00 bytes become 0x00 0xff and the key ends with 0x00 0x00, so that no key's versions
-lie among those of a key that it is a prefix of, and the order is that of the keys.
+Numbers are 8 bytes big-endian, so that they sort. Marks of a key follow each other newest first. In `v`
+keys a key's 0x00 bytes become 0x00 0xff and the key ends with 0x00 0x00, so that no key's marks lie among
+those of a key that it is a prefix of, and the order is that of the keys.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ LIMITS: Final = b"ml"
 
 HEAD: Final = b"h"
 HEAD_END: Final = b"i"
-VERSION: Final = b"v"
-VERSION_END: Final = b"w"
+MARK: Final = b"v"
+MARK_END: Final = b"w"
+OLD: Final = b"o"
 CHANGE: Final = b"c"
 CHANGE_END: Final = b"d"
 SESSION: Final = b"s"
@@ -53,18 +55,27 @@ def unescaped(escaped_key: bytes) -> bytes:
     return escaped_key[:-2].replace(b"\x00\xff", b"\x00")
 
 
-def versions_end(key: bytes) -> bytes:
-    """End of the range of all older versions of `key`."""
-    return VERSION + key.replace(b"\x00", b"\x00\xff") + b"\x00\x01"
-
-
-def version(key: bytes, revision: int) -> bytes:
+def mark(key: bytes, revision: int) -> bytes:
     return b"v%b\x00\x00%b" % (key.replace(b"\x00", b"\x00\xff"), (_ALL_ONES - revision).to_bytes(8, "big"))
 
 
-def version_parts(record_key: bytes) -> tuple[bytes, int]:
-    """The key and revision that a `v` record is about."""
+def marks_of(key: bytes) -> bytes:
+    """Prefix, and lower end, of all marks of `key`."""
+    return MARK + escaped(key)
+
+
+def marks_end(key: bytes) -> bytes:
+    return MARK + key.replace(b"\x00", b"\x00\xff") + b"\x00\x01"
+
+
+def mark_parts(record_key: bytes) -> tuple[bytes, int]:
+    """The key and revision of a mark."""
     return unescaped(record_key[1:-8]), _ALL_ONES - int.from_bytes(record_key[-8:], "big")
+
+
+def old(revision: int, key: bytes) -> bytes:
+    """Where the version of `key` lies that the change at `revision` replaced."""
+    return OLD + number(revision) + key
 
 
 def change(first_revision: int) -> bytes:

@@ -28,8 +28,9 @@ from kvstore.store import commands, keys, mvcc, queries, records
 from kvstore.store.batch import Batch
 from kvstore.store.compaction import Compaction
 from kvstore.store.engine import Engine, Engines
+from kvstore.store.heads import Heads
 from kvstore.store.limits import StoreLimits
-from kvstore.store.records import Meta
+from kvstore.store.records import CHANGE_FIELDS, Meta
 from kvstore.store.results import CommandResult
 from kvstore.store.sessions import Sessions
 from kvstore.types import ClockMs, LogIndex, Revision, Term
@@ -44,11 +45,15 @@ class Machine:
     """Opens on what the engine holds; an empty engine needs `bootstrap` or an installed snapshot.
 
     `limits` are the ones this node is configured for. They do nothing by themselves, see
-    `limits_to_propose`.
+    `limits_to_propose`. `heads_kept_max` bounds the small records kept in memory for hot keys, about 250
+    bytes each.
     """
 
-    def __init__(self, engine: Engine, limits: StoreLimits = _DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, engine: Engine, limits: StoreLimits = _DEFAULT_LIMITS, heads_kept_max: int = 4096
+    ) -> None:
         self._engine = engine
+        self._heads = Heads(engine, heads_kept_max)
         self._wanted_limits = limits
         self._sessions = Sessions(engine)
         self._compaction = Compaction()
@@ -116,11 +121,11 @@ class Machine:
         if not entries:
             return []
         self._check_order(entries)
-        batch = Batch(self._engine, self._meta, self.limits)
         configuration = self.configuration
         try:
             payloads = [_decode_payload(entry.payload) if entry.kind == NORMAL else None for entry in entries]
-            batch.prefetch(mvcc.heads_of(payloads))
+            heads = self._heads.get_all(mvcc.heads_of(payloads))
+            batch = Batch(self._engine, self._meta, self.limits, heads)
             results = []
             for entry, payload in zip(entries, payloads, strict=True):
                 answers: list[CommandResult] = []
@@ -141,6 +146,7 @@ class Machine:
         self.configuration = configuration
         self.limits = batch.limits
         self.is_empty = False
+        self._heads.keep(batch.heads)
         self._sessions.between_batches()
         return results
 
@@ -167,7 +173,7 @@ class Machine:
         clock_ms = payload[0]
         if clock_ms > batch.clock_ms:
             batch.clock_ms = clock_ms
-        answers = []
+        answers: list[CommandResult] = []
         for position in range(1, len(payload)):
             command = payload[position]
             if command[0] is None:
@@ -175,7 +181,7 @@ class Machine:
                 answers.append(CommandResult(False, mvcc.apply_ops(batch, command)))
             else:
                 answers.append(self._sessions.run(batch, command))
-        changed = len(batch.changes) // 3
+        changed = len(batch.changes) // CHANGE_FIELDS
         batch.close_changes()
         self._compaction.step(batch, changed)
         self._sessions.expire(batch)
@@ -183,6 +189,14 @@ class Machine:
 
     def query(self, query: list[Any]) -> Any:
         """Answer a read from the applied state, see `queries`."""
+        if query[0] == "get" and (len(query) == 2 or query[2] is None):
+            head = self._heads.get(b"h" + query[1])
+            return None if head is None else records.item(head)
+        if query[0] == "gets":
+            names = [b"h" + key for key in query[1]]
+            heads = self._heads.get_all(names)
+            found = (heads[name] for name in names)
+            return [None if record is None else records.item(record) for record in found]
         return queries.run(self._engine, self._meta, query)
 
     def limits_to_propose(self) -> bytes | None:

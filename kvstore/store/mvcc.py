@@ -1,7 +1,8 @@
 """What each op does to a tablet. Deterministic: the batch and the op are all it looks at.
 
-A write of a key replaces its head; the old head, as it is, becomes a version record. A deletion leaves a
-tombstone among the versions and no head. Every op that changes something takes the next revision.
+A write of a key replaces its head. The old head goes, as it is, into the entry's change record, so that
+history costs no record of its own; marks lead to it (`records.MARK_EVERY`). Every op that changes
+something takes the next revision.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from kvstore.store.limits import StoreLimits
 from kvstore.store.records import (
     CHANGE_DELETE,
     CHANGE_PUT,
+    INLINE_BYTES_MAX,
+    MARK_EVERY,
     NO_ATTRIBUTES,
     SAME_REVISION,
-    TOMBSTONE,
     Attributes,
     pack_plain_head,
     unpack_head,
@@ -82,16 +84,17 @@ def _apply_plain_puts(batch: Batch, ops: list[commands.Op], position: int, resul
         if old is None:
             created += 1
             writes[record_key] = heads[record_key] = pack_plain_head(0, revision, revision, 1) + op[2]
-            changed((key, 0, 0))
+            changed((key, 0, 0, None))
             answer([0, revision, 1, True, None])
         else:
             _, replaced, create_revision, version = unpack_head(old)  # type: ignore[arg-type]
-            writes[keys.version(key, replaced)] = old  # type: ignore[assignment]
             version += 1
             writes[record_key] = heads[record_key] = (
                 pack_plain_head(0, revision, create_revision, version) + op[2]
             )
-            changed((key, replaced, 0))
+            if version % MARK_EVERY == 0 or len(old) > INLINE_BYTES_MAX:  # type: ignore[arg-type]
+                old = batch.keep_old(key, old, revision, version % MARK_EVERY == 0)  # type: ignore[arg-type]
+            changed((key, replaced, 0, old))
             answer([0, revision, version, False, None])
     batch.revision = revision
     batch.key_count += created
@@ -120,13 +123,14 @@ def _write_head(
     revision = batch.revision = batch.revision + 1
     if old is None:
         replaced, create_revision, version = 0, revision, 1
+        kept: bytes | bool | None = None
         batch.key_count += 1
     else:
         _, replaced, create_revision, version = unpack_head(old)
         version += 1
-        batch.writes[keys.version(key, replaced)] = old
+        kept = batch.keep_old(key, old, revision, version % MARK_EVERY == 0)
     batch.set_head(b"h" + key, records.pack_head(revision, create_revision, version, value, attributes))
-    batch.changes.extend((key, replaced, CHANGE_PUT))
+    batch.changes.extend((key, replaced, CHANGE_PUT, kept))
     return revision, version
 
 
@@ -160,12 +164,10 @@ def _apply_delete(batch: Batch, op: commands.Op) -> Result:
 
 def _remove(batch: Batch, key: bytes, old: bytes, kind: int) -> None:
     """Remove a present key at `batch.revision`."""
-    replaced = unpack_head(old)[1]
-    batch.writes[keys.version(key, replaced)] = old
-    batch.writes[keys.version(key, batch.revision)] = TOMBSTONE
+    kept = batch.keep_old(key, old, batch.revision, True)
     batch.set_head(b"h" + key, None)
     batch.key_count -= 1
-    batch.changes.extend((key, replaced, kind))
+    batch.changes.extend((key, unpack_head(old)[1], kind, kept))
 
 
 def _apply_incr(batch: Batch, op: commands.Op) -> Result:

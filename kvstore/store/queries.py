@@ -3,6 +3,7 @@
 | query | answer |
 |---|---|
 | `["get", key, revision or None]` | None, or an item (see `results`) |
+| `["gets", [key, ...]]` | for each key None or an item, at the newest revision |
 | `["scan", start, end or None, options]` | `[[[key, *item], ...], more, revision, last key or None]` |
 | `["count", start, end or None, options]` | `[count, more, revision, last key or None]` |
 | `["changes", from revision, options]` | `[[[revision, kind, key, item or None], ...], next revision]` |
@@ -25,10 +26,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from kvstore.errors import Compacted, InvalidArgument, RevisionInFuture
+from kvstore.errors import Compacted, Corrupt, InvalidArgument, RevisionInFuture
 from kvstore.store import keys, records
 from kvstore.store.engine import Engine
-from kvstore.store.records import HEAD_BYTES, Meta, unpack_head
+from kvstore.store.records import HEAD_BYTES, Change, Meta, unpack_head
 
 KEYS_MAX: Final = 10_000
 """Keys one scan looks at; a count may look at `COUNT_KEYS_MAX`."""
@@ -36,7 +37,7 @@ BYTES_MAX: Final = 16 << 20
 COUNT_KEYS_MAX: Final = 100_000
 CHANGES_MAX: Final = 1_000
 _STEPS_BEFORE_SEEK: Final = 8
-"""A step costs 0.25 us and a seek 4: skipping more versions than this is cheaper by seek."""
+"""A step costs 0.25 us and a seek 4: skipping more marks than this is cheaper by seek."""
 
 Options = dict[str, Any]
 
@@ -57,6 +58,11 @@ def _get(engine: Engine, meta: Meta, key: bytes, revision: int | None = None) ->
     return None if record is None else records.item(record)
 
 
+def _gets(engine: Engine, _meta: Meta, record_keys: list[bytes]) -> list[Any]:
+    found = engine.get_many([b"h" + key for key in record_keys])
+    return [None if record is None else records.item(record) for record in found]
+
+
 def _readable(meta: Meta, revision: int | None) -> int:
     if revision is None:
         return meta.revision
@@ -72,13 +78,37 @@ def _readable(meta: Meta, revision: int | None) -> int:
 
 
 def record_at(engine: Engine, key: bytes, revision: int) -> bytes | None:
-    """The key's record as of `revision`, None if it was absent."""
+    """The key's record as of `revision`, None if it was absent. Must not be below the compaction point."""
     head = engine.get(b"h" + key)
     if head is not None and unpack_head(head)[1] <= revision:
         return head
-    for _, record in engine.scan(keys.version(key, revision), keys.versions_end(key)):
-        return record or None
+    return _replaced_after(engine, key, revision, head)
+
+
+def _replaced_after(engine: Engine, key: bytes, revision: int, head: bytes | None) -> bytes | None:
+    """The record that the first change of `key` above `revision` replaced.
+
+    Enter the key's past at the nearest mark above, or at the head, and follow the changes down. There is
+    always a mark where the key was deleted, so that the way never leads through an absence."""
+    at = 0 if head is None else unpack_head(head)[1]
+    for mark, _ in engine.scan(keys.marks_of(key), keys.mark(key, revision), reverse=True):
+        at = keys.mark_parts(mark)[1]
+        break
+    while at:
+        change = _change_of(engine, key, at)
+        if change.replaced <= revision:
+            return engine.get(keys.old(at, key)) if change.old is True else change.old or None
+        at = change.replaced
     return None
+
+
+def _change_of(engine: Engine, key: bytes, revision: int) -> Change:
+    for record_key, record in engine.scan(keys.CHANGE, keys.change(revision + 1), reverse=True):
+        change = records.find_change(int.from_bytes(record_key[1:], "big"), record, revision, key)
+        if change is not None:
+            return change
+        break
+    raise Corrupt(f"no change of key {key!r} at revision {revision}")
 
 
 def _bounds(start: bytes, end: bytes | None, options: Options) -> tuple[bytes, bytes | None]:
@@ -136,65 +166,46 @@ def _visible(
         for record_key, record in heads:
             yield record_key[1:], record
         return
-    older = _versions_at(engine, start, end, revision, reverse)
-    head, version = next(heads, None), next(older, None)
-    while head is not None or version is not None:
-        head_first = version is None or (
-            head is not None and (head[0][1:] >= version[0] if reverse else head[0][1:] <= version[0])
-        )
-        if not head_first:
-            assert version is not None
-            if version[1]:
-                yield version
-            version = next(older, None)
+    # Keys deleted since then have no head, but a mark.
+    marked = _marked_keys(engine, start, end, reverse)
+    head, key = next(heads, None), next(marked, None)
+    while head is not None or key is not None:
+        if head is None or (key is not None and (key > head[0][1:] if reverse else key < head[0][1:])):
+            assert key is not None
+            found = _replaced_after(engine, key, revision, None)
+            if found is not None:
+                yield key, found
+            key = next(marked, None)
             continue
-        assert head is not None
-        key, record = head[0][1:], head[1]
-        is_both = version is not None and version[0] == key
-        if unpack_head(record)[1] <= revision:
-            yield key, record
-        elif is_both and version is not None and version[1]:
-            yield version
+        if key == head[0][1:]:
+            key = next(marked, None)
+        found = head[1]
+        if unpack_head(found)[1] > revision:
+            found = _replaced_after(engine, head[0][1:], revision, found)
+        if found is not None:
+            yield head[0][1:], found
         head = next(heads, None)
-        if is_both:
-            version = next(older, None)
 
 
-def _versions_at(
-    engine: Engine, start: bytes, end: bytes | None, revision: int, reverse: bool
-) -> Iterator[tuple[bytes, bytes]]:
-    """For each key with older versions, the newest version record up to `revision`, if there is one;
-    empty for a deletion."""
-    low = keys.VERSION + keys.escaped(start)
-    high = keys.VERSION_END if end is None else keys.VERSION + keys.escaped(end)
+def _marked_keys(engine: Engine, start: bytes, end: bytes | None, reverse: bool) -> Iterator[bytes]:
+    """Each key that has marks, once."""
+    low = keys.MARK + keys.escaped(start)
+    high = keys.MARK_END if end is None else keys.MARK + keys.escaped(end)
     while True:
-        group = b""
-        found: tuple[bytes, bytes] | None = None
-        steps = 0
-        for record_key, record in engine.scan(low, high, reverse=reverse):
-            if record_key[:-8] != group:
-                if found is not None:
-                    yield found
-                group, found, steps = record_key[:-8], None, 0
+        steps, prefix = 0, b""
+        for record_key, _ in engine.scan(low, high, reverse=reverse):
+            if record_key[:-8] != prefix:
+                steps, prefix = 0, record_key[:-8]
+                yield keys.unescaped(prefix[1:])
             steps += 1
             if steps > _STEPS_BEFORE_SEEK:
                 break
-            key, version = keys.version_parts(record_key)
-            # Forward the first that is old enough is the newest such, backward the last.
-            if version <= revision and (reverse or found is None):
-                found = key, record
         else:
-            if found is not None:
-                yield found
             return
-        key = keys.unescaped(group[1:])
-        for _, record in engine.scan(keys.version(key, revision), keys.versions_end(key)):
-            yield key, record
-            break
         if reverse:
-            high = group
+            high = prefix
         else:
-            low = keys.versions_end(key)
+            low = keys.marks_end(keys.unescaped(prefix[1:]))
 
 
 def _changes(engine: Engine, meta: Meta, from_revision: int, options: Options) -> list[Any]:
@@ -204,7 +215,7 @@ def _changes(engine: Engine, meta: Meta, from_revision: int, options: Options) -
     events: list[Any] = []
     revision = from_revision
     for key, record in engine.scan(_change_record_of(engine, from_revision), keys.CHANGE_END):
-        for change in records.unpack_change(int.from_bytes(key[1:], "big"), record)[1]:
+        for change in records.unpack_changes(int.from_bytes(key[1:], "big"), record):
             if change.revision < from_revision:
                 continue
             if len(events) >= limit and change.revision != revision:
@@ -219,7 +230,7 @@ def _changes(engine: Engine, meta: Meta, from_revision: int, options: Options) -
 
 def _change_record_of(engine: Engine, revision: int) -> bytes:
     """Key of the change record that holds `revision`, or of the next one."""
-    for key, _ in engine.scan(keys.CHANGE, keys.change(revision) + b"\x00", reverse=True):
+    for key, _ in engine.scan(keys.CHANGE, keys.change(revision + 1), reverse=True):
         return key
     return keys.CHANGE
 
@@ -230,6 +241,7 @@ def _info(engine: Engine, meta: Meta) -> dict[str, int]:
 
 _QUERIES: Final[dict[str, Callable[..., Any]]] = {
     "get": _get,
+    "gets": _gets,
     "scan": _scan,
     "count": _count,
     "changes": _changes,

@@ -1,6 +1,6 @@
 """Bytes of a tablet's records. The keys they lie under are in `keys.py`; docs: `docs/data_on_disk.md`.
 
-Head and version records are the same bytes, so that a version is made by moving a head.
+A replaced version is kept as the head record that it was, so that history is made without packing again.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ HAS_ATTRIBUTES: Final = 1
 pack_plain_head = HEAD.pack
 unpack_head = HEAD.unpack_from
 
-TOMBSTONE: Final = b""
-"""Version record of a deletion."""
-
 CHANGE_PUT: Final = 0
 CHANGE_DELETE: Final = 1
 CHANGE_EXPIRE: Final = 2
 CHANGE_KIND: Final = 0x0F
 SAME_REVISION: Final = 0x10
 """Flag of a change that shares its revision with the change before it, as in a range delete."""
+
+INLINE_BYTES_MAX: Final = 1024
+"""A replaced record up to this size is kept inside the change record that replaced it, others apart."""
+MARK_EVERY: Final = 16
+"""Each so-manieth version of a key, and each deletion, leaves a mark: reading a key as of an older revision
+enters its past at a mark, and then follows at most so many changes."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -78,10 +81,24 @@ def item(record: bytes) -> Item:
     return [value, revision, create_revision, version, *attributes]
 
 
-def pack_change(clock_ms: int, changes: list[Any]) -> bytes:
-    """`changes` is flat: key, revision of the version it replaced (0: none), kind and flags, and so on.
-    The first has the record's first revision, each next one the next unless flagged SAME_REVISION."""
-    return _encode([clock_ms, *changes])
+def pack_change(clock_ms: int, last_revision: int, others: list[bytes], changes: list[Any]) -> bytes:
+    """What one entry changed. `others` are the keys of the marks and old versions that go with it.
+
+    `changes` is flat: key, revision of the version it replaced (0: none), kind and flags, the replaced
+    record (None: none, True: too large, it lies under `keys.old`), and so on. The first has the record's
+    first revision, each next one the next unless flagged SAME_REVISION."""
+    head = _encode([clock_ms, last_revision, len(changes) // CHANGE_FIELDS, others])
+    return b"".join((len(head).to_bytes(4, "big"), head, _encode(changes)))
+
+
+CHANGE_FIELDS: Final = 4
+
+
+class ChangeHead(NamedTuple):
+    clock_ms: int
+    last_revision: int
+    change_count: int
+    others: list[bytes]
 
 
 class Change(NamedTuple):
@@ -89,19 +106,36 @@ class Change(NamedTuple):
     key: bytes
     replaced: int
     kind: int
+    old: bytes | bool | None
 
 
-def unpack_change(first_revision: int, record: bytes) -> tuple[int, list[Change]]:
-    """The shard clock of the entry and its changes in order."""
-    flat = _decode(record)
+def unpack_change_head(record: bytes) -> ChangeHead:
+    return ChangeHead(*_decode(record[4 : 4 + int.from_bytes(record[:4], "big")]))
+
+
+def unpack_changes(first_revision: int, record: bytes) -> list[Change]:
+    flat = _decode(record[4 + int.from_bytes(record[:4], "big") :])
     changes = []
     revision = first_revision - 1
-    for at in range(1, len(flat), 3):
-        key, replaced, kind = flat[at : at + 3]
+    for at in range(0, len(flat), CHANGE_FIELDS):
+        key, replaced, kind, old = flat[at : at + CHANGE_FIELDS]
         if not kind & SAME_REVISION:
             revision += 1
-        changes.append(Change(revision, key, replaced, kind & CHANGE_KIND))
-    return flat[0], changes
+        changes.append(Change(revision, key, replaced, kind & CHANGE_KIND, old))
+    return changes
+
+
+def find_change(first_revision: int, record: bytes, revision: int, key: bytes) -> Change | None:
+    """The change of `key` at `revision`."""
+    flat = _decode(record[4 + int.from_bytes(record[:4], "big") :])
+    at = first_revision - 1
+    for position in range(0, len(flat), CHANGE_FIELDS):
+        if not flat[position + 2] & SAME_REVISION:
+            at += 1
+        if at == revision and flat[position] == key:
+            kind = flat[position + 2] & CHANGE_KIND
+            return Change(revision, key, flat[position + 1], kind, flat[position + 3])
+    return None
 
 
 _META: Final = struct.Struct(">BQQQQQQQI")

@@ -67,9 +67,7 @@ def error_of(result: Result) -> KvError | None:
         case 3:
             return OutOfRange("the sum leaves its bounds or 64 bits", value=result[1])
         case 4:
-            return OutcomeUnknown(
-                "the record of this session and sequence is gone", reason="session-unknown"
-            )
+            return OutcomeUnknown("the record of this session and sequence is gone", reason="session-unknown")
         case 5:
             return IdempotencyMismatch("this identity was used with another request")
         case 6:

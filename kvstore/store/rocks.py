@@ -113,7 +113,7 @@ class RocksEngines:
         self._cache = Cache(block_cache_bytes)
         # A stall would hold the loop; past the budget the fullest tablet is flushed instead.
         self._buffers = WriteBufferManager(write_buffer_bytes, False)
-        self._tablet_buffer_bytes = max(64 * KIB, min(16 * MIB, write_buffer_bytes // 4))
+        self._tablet_buffer_bytes = max(64 * KIB, min(8 * MIB, write_buffer_bytes // 4))
         log_off: Any = rocksdict.WriteOptions()
         log_off.disable_wal = True
         self.log_off: rocksdict.WriteOptions = log_off

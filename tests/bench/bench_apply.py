@@ -1,4 +1,4 @@
-"""Microseconds per op of `Machine.apply`, for both engines. Run by hand: `python tests/bench/bench_apply.py`."""
+"""Microseconds per op of `Machine.apply` on both engines. By hand: `python tests/bench/bench_apply.py`."""
 
 import random
 import sys
