@@ -170,13 +170,14 @@ class Host:
         dirty, self._dirty = self._dirty, {}
         for replica in dirty.values():
             replica.is_dirty = False
-            self._advance(replica)
+            self.advance(replica)
         self.log.flush()
         self._send_frames()
         for replica in dirty.values():
             self._apply(replica)
 
-    def _advance(self, replica: Replica) -> None:
+    def advance(self, replica: Replica) -> None:
+        """Carry out what one core made ready, up to handing its records to the log."""
         core = replica.core
         if replica.led_term is not None:
             # While a batch is on its way to the disk, writes gather for one larger entry.

@@ -60,7 +60,7 @@ class Keeper:
         self._is_reclaiming = False
         self._is_watching = False
         self.free_bytes: int | None = None
-        self.pins: dict[ShardId, LogIndex] = {}
+        self.pins: Callable[[], Mapping[ShardId, LogIndex]] = dict
         """Logs that a snapshot under way still needs from this index on (pitfall 18)."""
 
     def start(self) -> None:
@@ -109,7 +109,7 @@ class Keeper:
         share = max(1, len(self._host.replicas))
         core = replica.core
         durable = replica.machine.durable_applied
-        limit = min(durable, self.pins.get(replica.shard, durable))
+        limit = min(durable, self.pins().get(replica.shard, durable))
         keep_bytes = self._settings.memory_log_bytes_max // share
         index = min(limit, core.log_index_before_last_bytes(keep_bytes))
         if index > core.first_index:

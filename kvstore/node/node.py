@@ -82,7 +82,9 @@ class Node:
         self.keeper = Keeper(
             self.host, self.wal, files, data, _keeper_settings(config), self.router.set_read_only
         )
-        self.snapshots = SnapshotHost(self.host, self.keeper, self.tablets, files, config.snapshot, self._machine)
+        self.snapshots = SnapshotHost(
+            self.host, transport, self.keeper, self.tablets, files, config.snapshot, self._machine
+        )
         self.boot = Boot(
             self.directory.identity,
             config.node_ids(),

@@ -24,7 +24,7 @@ from kvstore.types import NodeId, ShardId
 from kvstore.wire.peer import PeerProtocolError
 from tests.sim.network import Network, SimTransport
 from tests.sim.world import DiskTimes, SimRuntime, World
-from tests.support.sim_files import SimFiles
+from tests.support.sim_files import Crashed, SimFiles
 
 DATA = "/data"
 
@@ -41,6 +41,7 @@ class Process:
         self.runtime = SimRuntime(cluster.world, name, dice, machine.disk, machine.clock_rate)
         self.runtime.offset = machine.clock_offset
         self.transport = SimTransport(cluster.network, name)
+        self.runtime.on_run = self._on_run
         self.failure: BaseException | None = None
         addresses = Addresses()
         self.node = Node(
@@ -70,10 +71,14 @@ class Process:
         if self.cluster.world.now < self.runtime.paused_until:
             self.cluster.world.at(self.runtime.paused_until, self._on_frame, source, lane, frame)
         elif self.runtime.is_alive:
+            self._on_run()
             try:
                 self.node.host.on_frame(source, lane, frame)
             except PeerProtocolError:
                 self.cluster.count("bad_frames")
+
+    def _on_run(self) -> None:
+        self.cluster.last_active = self
 
     def _on_fatal(self, error: BaseException) -> None:
         self.failure = error
@@ -101,9 +106,12 @@ class SimCluster:
         self.network = Network(world, Random(f"{world.seed}/network"))
         self.config = _config(nodes, shards, replication)
         self.machines = {
-            node: Machine(SimFiles(Random(f"{world.seed}/disk/{node}"))) for node in self.config.node_ids()
+            node: Machine(SimFiles(Random(f"{world.seed}/disk/{node}").getrandbits(32)))
+            for node in self.config.node_ids()
         }
         self.processes: dict[NodeId, Process] = {}
+        self.last_active: Process | None = None
+        """Whose code the present event ran."""
         self.on_exit: Callable[[Process, BaseException], None] = lambda process, error: None
 
     def count(self, what: str, by: int = 1) -> None:
@@ -128,19 +136,29 @@ class SimCluster:
         process.node.host.stop()
         self.network.leave(name)
         files = self.machines[name].files
-        self._tear_work_in_progress(process)
+        self._tear_work_in_progress(process, files)
         if power_loss:
-            files.crash()
-        files.release_locks()
+            files.crash(process.runtime.dice)
+        else:
+            files.kill()
 
-    def _tear_work_in_progress(self, process: Process) -> None:
-        """The thread may have been anywhere in what it was doing: before it, or behind its last step."""
+    def _tear_work_in_progress(self, process: Process, files: SimFiles) -> None:
+        """Each thread is caught at any step of what it was doing: before the first, behind the last."""
+        steps_left = process.runtime.dice.choice((0, 1, 2, 3, 5, 8, 10_000))
+
+        def one_step(_step: str, _path: str) -> None:
+            nonlocal steps_left
+            if steps_left == 0:
+                raise Crashed
+            steps_left -= 1
+
+        files.on_step = one_step
         for _lane, work in process.runtime.in_progress:
-            if process.runtime.dice.random() < 0.5:
-                try:
-                    work()
-                except Exception:  # noqa: BLE001 - nobody is left to hear of it
-                    self.count("torn_work_failed")
+            try:
+                work()
+            except (Crashed, Exception):  # noqa: BLE001 - nobody is left to hear of it
+                self.count("work_torn")
+        files.on_step = None
 
     # ---- requests --------------------------------------------------------------------------------
 

@@ -107,6 +107,7 @@ class SimRuntime:
         self.is_alive = True
         self.paused_until = 0.0
         self._lane_free_at: dict[str, float] = {}
+        self.on_run: Callable[[], None] = lambda: None
         self.in_progress: list[tuple[str, Callable[[], Any]]] = []
 
     def now(self) -> float:
@@ -125,6 +126,7 @@ class SimRuntime:
             # SIGSTOP: timers are late, in order, all at once when it ends.
             self.world.at(self.paused_until, self._run, callback, args)
             return
+        self.on_run()
         callback(*args)
 
     def in_thread(

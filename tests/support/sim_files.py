@@ -183,6 +183,10 @@ class SimFiles:
         """Let one coming step fail: `write`, `datasync`, `create`, `rename`, `sync_dir`, `remove`, `read`."""
         self._failures.append(_Failure(step, error, after, path_part))
 
+    def heal(self) -> None:
+        """Forget failures that have not come yet."""
+        self._failures.clear()
+
     def flip(self, path: str, offset: int, mask: int = 0xFF) -> None:
         inode = self._inode(path)
         inode.sync()

@@ -1,0 +1,107 @@
+"""Run seeds: `python -m tests.sim --seeds 1-200`, `--minutes 10`, or one seed with its trace: `--seed 7`.
+
+Prints a progress line to stderr, every failure with the command that replays it, and at the end what
+the runs covered. Exit 1 if any seed failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from tests.sim.scenario import Outcome, Scenario
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim")
+    parser.add_argument("--seeds", default="1-50", help="FIRST-LAST (default 1-50)")
+    parser.add_argument("--minutes", type=float, help="run seeds from FIRST on for this long instead")
+    parser.add_argument("--seed", type=int, help="one seed, with its trace on stdout")
+    parser.add_argument("--no-invariants", action="store_true", help="only client histories and state hashes")
+    options = parser.parse_args()
+    if options.seed is not None:
+        return _replay(options.seed, check_invariants=not options.no_invariants)
+    started = time.monotonic()
+    total = Coverage()
+    for seed in _seeds(options.seeds, options.minutes):
+        outcome = run_seed(seed, check_invariants=not options.no_invariants)
+        total.add(outcome)
+        if outcome.failures:
+            _report(outcome)
+        elapsed = time.monotonic() - started
+        print(f"\r{total.line(elapsed)}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    print(total.summary(time.monotonic() - started))
+    return 1 if total.failed else 0
+
+
+def run_seed(seed: int, *, check_invariants: bool = True) -> Outcome:
+    """One seed; an exception of the code under test is a failure like any other."""
+    scenario = Scenario(seed, check_invariants=check_invariants)
+    try:
+        return scenario.run()
+    except Exception:  # noqa: BLE001 - recorded by the scenario
+        return scenario.outcome()
+
+
+def _replay(seed: int, *, check_invariants: bool) -> int:
+    scenario = Scenario(seed, check_invariants=check_invariants, trace=True)
+    try:
+        outcome = scenario.run()
+    finally:
+        print("\n".join(scenario.world.trace or []))
+    print(outcome.faults, outcome.counts)
+    if outcome.failures:
+        _report(outcome)
+    return 1 if outcome.failures else 0
+
+
+def _seeds(text: str, minutes: float | None) -> Iterator[int]:
+    first, _, last = text.partition("-")
+    seed, end = int(first), time.monotonic() + (minutes or 0) * 60
+    while time.monotonic() < end if minutes else seed <= int(last or first):
+        yield seed
+        seed += 1
+
+
+def _report(outcome: Outcome) -> None:
+    print(f"\nseed {outcome.seed} failed:")
+    for failure in outcome.failures[:10]:
+        print(f"  {failure}")
+    print(f"replay: python -m tests.sim --seed {outcome.seed}", flush=True)
+
+
+class Coverage:
+    def __init__(self) -> None:
+        self.seeds = self.failed = self.operations = self.acknowledged = self.events = 0
+        self.simulated_s = 0.0
+        self.faults: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+
+    def add(self, outcome: Outcome) -> None:
+        self.seeds += 1
+        self.failed += bool(outcome.failures)
+        self.operations += outcome.operations
+        self.acknowledged += outcome.acknowledged
+        self.events += outcome.events
+        self.simulated_s += outcome.simulated_s
+        self.faults.update(outcome.faults)
+        self.counts.update(outcome.counts)
+
+    def line(self, elapsed_s: float) -> str:
+        return (
+            f"{self.seeds} seeds, {self.failed} failed, {self.operations} operations "
+            f"({self.operations / elapsed_s:.0f}/s), {self.simulated_s / elapsed_s:.0f}x real time"
+        )
+
+    def summary(self, elapsed_s: float) -> str:
+        faults = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
+        return f"{self.line(elapsed_s)}\nfaults: {faults}\nreached: {counts}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
