@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import msgspec
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from kvstore.types import ShardId
+
 Headers = CIMultiDictProxy[str]
 
 NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
@@ -84,10 +86,23 @@ class Request:
     """One request, complete with its body.
 
     `target` is the raw request target as sent, bytes that are not UTF-8 as surrogate escapes.
-    `address` is the caller's address without its port.
+    `address` is the caller's address without its port. The dispatcher sets `id`, `route`, `shard`
+    (None until known) and `started_s`, which must not be read before.
     """
 
-    __slots__ = ("address", "body", "headers", "is_answered", "method", "sink", "target")
+    __slots__ = (
+        "address",
+        "body",
+        "headers",
+        "id",
+        "is_answered",
+        "method",
+        "route",
+        "shard",
+        "sink",
+        "started_s",
+        "target",
+    )
 
     def __init__(
         self, method: str, target: str, headers: Headers, body: bytes, address: str, sink: Sink
@@ -99,6 +114,10 @@ class Request:
         self.address = address
         self.sink = sink
         self.is_answered = False
+        self.id: bytes
+        self.route: str
+        self.shard: ShardId | None
+        self.started_s: float
 
     def respond(self, response: Response) -> None:
         assert not self.is_answered, "a request is answered once"

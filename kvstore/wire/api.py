@@ -43,7 +43,7 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:[ \t]*;
 class HeaderLookup(Protocol):
     """Case-insensitive headers; `get` returns the first of a name."""
 
-    def get(self, name: str, default: str | None = None, /) -> str | None: ...
+    def get(self, name: str, /) -> str | None: ...
 
 
 # --- targets and queries -------------------------------------------------------------------------
@@ -421,4 +421,6 @@ def problem(error: KvError) -> tuple[int, bytes, bytes]:
     if error.retryable and error.http_status in (429, 503):
         after_s = error.fields.get("retry_after", 1)
         head += b"Retry-After: %d\r\n" % max(1, math.ceil(after_s))
+    if error.http_status == 405 and "allow" in error.fields:
+        head += b"Allow: %b\r\n" % str(error.fields["allow"]).encode()
     return error.http_status, head, msgspec.json.encode(problem_document(error))

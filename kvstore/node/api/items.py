@@ -1,0 +1,50 @@
+"""Stored items as they go out in containers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvstore.wire.bodies import named_bytes
+
+
+def item_fields(item: list[Any], is_msgpack: bool, key: bytes | None = None) -> dict[str, Any]:
+    """A scan item, a batch get's result, or the `prev` of a write. `item` is the store's list.
+
+    In JSON, keys and values that are not UTF-8 appear as base64 under `key_b64` and `value_b64`. A scan
+    of keys only has None for the value, which is then left out.
+    """
+    value, revision, create_revision, version, content_type, lease, _deadline = item
+    fields: dict[str, Any] = {}
+    if is_msgpack:
+        if key is not None:
+            fields["key"] = key
+        if value is not None:
+            fields["value"] = value
+    else:
+        if key is not None:
+            named_bytes("key", key, fields)
+        if value is not None:
+            named_bytes("value", value, fields)
+    fields["revision"] = revision
+    fields["create_revision"] = create_revision
+    fields["version"] = version
+    fields["lease"] = lease
+    if content_type is not None:
+        fields["content_type"] = content_type
+    return fields
+
+
+def put_fields(result: list[Any], is_msgpack: bool) -> dict[str, Any]:
+    """The answer to a put, from its OK result."""
+    fields = {"revision": result[1], "version": result[2], "created": result[3]}
+    if result[4] is not None:
+        fields["prev"] = item_fields(result[4], is_msgpack)
+    return fields
+
+
+def delete_fields(result: list[Any], is_msgpack: bool) -> dict[str, Any]:
+    """The answer to a delete, from its OK result."""
+    fields = {"deleted": result[2], "revision": result[1]}
+    if result[3] is not None:
+        fields["prev"] = item_fields(result[3], is_msgpack)
+    return fields
