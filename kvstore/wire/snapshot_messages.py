@@ -9,7 +9,7 @@ from kvstore.raft.messages import SnapshotMeta
 from kvstore.types import LogIndex, ShardId, Term
 
 FILE_COUNT_MAX = 65_536
-CHUNK_BYTES_MAX = 4 << 20
+CHUNK_BYTES_MAX = 8 << 20
 
 Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
