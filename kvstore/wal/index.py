@@ -192,7 +192,8 @@ class Index:
             state = staged.get(key)
             if state is None:
                 replica = self.replicas.get(key)
-                assert replica is None or not replica.is_destroyed, f"{key} is destroyed"
+                is_alive = replica is None or not replica.is_destroyed
+                assert is_alive or isinstance(record, ShardDestroyed), f"{key} is destroyed"
                 state = (0, 0) if replica is None else (replica.number, replica.last)
             number, last = state
             assert number > 0 or self._may_begin(record, key), f"{key} begins with {type(record).__name__}"
@@ -201,7 +202,8 @@ class Index:
         return numbers
 
     def _may_begin(self, record: Record, key: Key) -> bool:
-        return isinstance(record, ShardCreated) and not self.is_superseded(key)
+        """A replica begins with its creation, or with a mark that it should be here but is not."""
+        return isinstance(record, (ShardCreated, Quarantined)) and not self.is_superseded(key)
 
 
 def _last_after(record: ReplicaRecord, last: int) -> int:
@@ -213,7 +215,7 @@ def _last_after(record: ReplicaRecord, last: int) -> int:
     if isinstance(record, Truncate):
         return min(record.index, last)
     if isinstance(record, SnapshotInstalled) and not record.origin:
-        return last if record.keeps_tail else record.meta.index
+        return record.meta.index
     return last
 
 
@@ -229,13 +231,9 @@ def _note(replica: ReplicaIndex, record: ReplicaRecord, place: Place) -> None:
             replica.is_destroyed = True
             replica.newest = {ShardDestroyed: Newest(record, place.segment, place.sequence)}
             replica.reset(replica.last)
-        case SnapshotInstalled(_, _, _, meta, keeps_tail, origin):
+        case SnapshotInstalled(_, _, _, meta, origin):
             replica.newest[SnapshotInstalled] = Newest(record, place.segment, place.sequence)
-            if origin:
-                return
-            if keeps_tail:
-                replica.drop_below(meta.index + 1)
-            else:
+            if not origin:
                 replica.reset(meta.index)
         case HardStateRecord() | ShardCreated() | Quarantined():
             replica.newest[type(record)] = Newest(record, place.segment, place.sequence)

@@ -20,9 +20,9 @@ from kvstore.wal.record import (
     ClockRecord,
     Entries,
     Key,
+    Quarantined,
     Record,
     Relocated,
-    ShardDestroyed,
     SnapshotInstalled,
     decode,
 )
@@ -40,8 +40,13 @@ def holders(index: Index, segment: int) -> tuple[Key, ...]:
 
 
 def is_worth_copying(index: Index, segment: int, capacity: int) -> bool:
-    live = (replica.live_pieces(segment) for replica in index.replicas.values())
-    return sum(piece.entry_bytes for pieces in live for piece in pieces) <= capacity // LIVE_SHARE
+    """Whether the segment holds little that is needed. What quarantined replicas hold does not count: they
+    will never flush, and must not keep the log of the others from being cut."""
+    live_bytes = 0
+    for replica in index.replicas.values():
+        if Quarantined not in replica.newest:
+            live_bytes += sum([piece.entry_bytes for piece in replica.live_pieces(segment)])
+    return live_bytes <= capacity // LIVE_SHARE
 
 
 def lasting_records(index: Index, segment: int) -> list[Record]:
@@ -62,7 +67,6 @@ def lasting_records(index: Index, segment: int) -> list[Record]:
 def _copy(newest: Newest) -> Record:
     if isinstance(newest.record, SnapshotInstalled):
         return msgspec.structs.replace(newest.record, origin=newest.sequence)
-    assert not isinstance(newest.record, ShardDestroyed) or newest.sequence > 0
     return newest.record
 
 

@@ -73,15 +73,14 @@ class Truncate(msgspec.Struct, frozen=True):
 
 
 class SnapshotInstalled(msgspec.Struct, frozen=True):
-    """The commit point of a snapshot install: the tablet is `directory`, the log starts after
-    `meta.index`. Entries above it stay only if the log held the entry (meta.index, meta.term)."""
+    """The commit point of a snapshot install: the tablet is `directory`, the log is empty and starts after
+    `meta.index`. Not for a log that holds (meta.index, meta.term): its entries above may be acknowledged
+    (pitfall 15; Raft figure 13, step 6)."""
 
     shard: ShardId
     incarnation: Incarnation
     directory: str
     meta: SnapshotMeta
-    keeps_tail: bool = False
-    """Decided by the log when it writes the record, whatever the caller passed."""
     origin: int = 0
     """0, or this is a copy of an earlier record and changes nothing: the batch it was copied from."""
 
@@ -164,7 +163,7 @@ Coded = tuple[int, int, int, int, int, bytes]
 _encode = msgspec.msgpack.Encoder().encode
 _decode_entries = msgspec.msgpack.Decoder(tuple[Entry, ...]).decode
 _decode_vote = msgspec.msgpack.Decoder(ReplicaId | None).decode
-_decode_installed = msgspec.msgpack.Decoder(tuple[str, Configuration, bool, int]).decode
+_decode_installed = msgspec.msgpack.Decoder(tuple[str, Configuration, int]).decode
 _decode_created = msgspec.msgpack.Decoder(tuple[str, Configuration]).decode
 _decode_reason = msgspec.msgpack.Decoder(str).decode
 _decode_relocated = msgspec.msgpack.Decoder(tuple[int, tuple[Entry, ...]]).decode
@@ -181,8 +180,8 @@ def encode(record: Record) -> Coded:
             return HARD_STATE, shard, incarnation, term, commit, _encode(vote)
         case Truncate(shard, incarnation, index):
             return TRUNCATE, shard, incarnation, 0, index, b""
-        case SnapshotInstalled(shard, incarnation, directory, meta, keeps_tail, origin):
-            payload = _encode((directory, meta.configuration, keeps_tail, origin))
+        case SnapshotInstalled(shard, incarnation, directory, meta, origin):
+            payload = _encode((directory, meta.configuration, origin))
             return SNAPSHOT_INSTALLED, shard, incarnation, meta.term, meta.index, payload
         case ShardCreated(shard, incarnation, directory, configuration):
             return SHARD_CREATED, shard, incarnation, 0, 0, _encode((directory, configuration))
@@ -216,9 +215,9 @@ def decode(
             case 3:
                 return Truncate(shard, incarnation, LogIndex(index))
             case 4:
-                directory, configuration, keeps_tail, origin = _decode_installed(payload)
+                directory, configuration, origin = _decode_installed(payload)
                 meta = SnapshotMeta(LogIndex(index), Term(term), configuration)
-                return SnapshotInstalled(shard, incarnation, directory, meta, keeps_tail, origin)
+                return SnapshotInstalled(shard, incarnation, directory, meta, origin)
             case 5:
                 return ShardCreated(shard, incarnation, *_decode_created(payload))
             case 6:

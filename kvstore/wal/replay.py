@@ -84,10 +84,8 @@ class Held:
             case Truncate(_, _, index):
                 self.voids.append((place.sequence, index))
                 self.keep_up_to(index)
-            case SnapshotInstalled(_, _, _, meta, keeps_tail, origin):
-                if origin == 0 and keeps_tail:
-                    self.keep_from(meta.index + 1)
-                elif origin == 0:
+            case SnapshotInstalled(_, _, _, _, origin):
+                if not origin:
                     self.voids.append((place.sequence, 0))
                     self.keep_up_to(0)
             case Relocated(_, _, _, entries):

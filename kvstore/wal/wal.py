@@ -10,21 +10,16 @@ can't be reserved, and poisons nothing (pitfall 13).
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import msgspec
-
 from kvstore.errors import WalPoisoned
 from kvstore.files import Files
-from kvstore.types import LogIndex, Term
+from kvstore.types import LogIndex
 from kvstore.wal import batch, reclaim
 from kvstore.wal.index import Index, Place
 from kvstore.wal.record import (
     Coded,
-    Entries,
     Key,
     Quarantined,
     Record,
-    SnapshotInstalled,
-    Truncate,
     encode,
 )
 from kvstore.wal.recovery import Tail, recover
@@ -156,13 +151,9 @@ class Wal:
     ) -> None:
         """`is_own`: the log's own need, which may use the reserve. `oldest`: the oldest segment from now."""
         self._refuse_if_poisoned()
-        if any(isinstance(record, SnapshotInstalled) for record in records):
-            records = self._with_tails_decided(records)
         numbers = self._index.number_records(records)
         coded = [encode(record) for record in records]
-        if self._since_inventory >= self._settings.inventory_every_bytes:
-            wants_inventory = True
-        if wants_inventory or not self._has_room(_byte_count(coded)):
+        if wants_inventory or self._needs_inventory() or not self._has_room(_byte_count(coded)):
             inventory = self._index.inventory(self.oldest_segment if oldest is None else oldest)
             coded.insert(0, encode(inventory))
             numbers.insert(0, 0)
@@ -173,6 +164,12 @@ class Wal:
         place = self._write_batch(coded, numbers)
         for record, number in zip(records, numbers, strict=True):
             self._index.note(record, number, place)
+
+    def _needs_inventory(self) -> bool:
+        """Every segment begins with one, also if a crash left it empty."""
+        segment = self._active
+        is_late = self._since_inventory >= self._settings.inventory_every_bytes
+        return is_late or (segment is not None and segment.offset == HEADER_BYTES)
 
     def _has_room(self, count: int) -> bool:
         return self._active is not None and self._active.has_room(count)
@@ -213,43 +210,6 @@ class Wal:
     def _refuse_if_poisoned(self) -> None:
         if self._poisoned is not None:
             raise WalPoisoned(f"the log takes no more writes: {self._poisoned}")
-
-    def _with_tails_decided(self, records: Sequence[Record]) -> list[Record]:
-        """Say for each installed snapshot whether the entries above it stay (Raft figure 13, step 6)."""
-        decided: list[Record] = []
-        for record in records:
-            if isinstance(record, SnapshotInstalled) and record.origin == 0:
-                keeps = self._term_at(record, decided) == record.meta.term
-                record = msgspec.structs.replace(record, keeps_tail=keeps)
-            decided.append(record)
-        return decided
-
-    def _term_at(self, installed: SnapshotInstalled, before: Sequence[Record]) -> Term | None:
-        """Term of the entry at the snapshot's index, given the records that precede it in its batch."""
-        key, index = (installed.shard, installed.incarnation), installed.meta.index
-        for record in reversed(before):
-            if not isinstance(record, (Entries, Truncate, SnapshotInstalled)):
-                continue
-            if (record.shard, record.incarnation) != key:
-                continue
-            if isinstance(record, Entries):
-                if record.entries[0].index <= index:
-                    return next((entry.term for entry in record.entries if entry.index == index), None)
-            elif isinstance(record, Truncate):
-                if index > record.index:
-                    return None
-            elif not record.keeps_tail or index <= record.meta.index:
-                return None
-        return self._stored_term(key, index)
-
-    def _stored_term(self, key: Key, index: LogIndex) -> Term | None:
-        replica = self._index.replicas.get(key)
-        for piece in replica.pieces if replica is not None else ():
-            if piece.first <= index <= piece.last:
-                path = self._segments.path(piece.segment)
-                entries = reclaim.read_piece(self._files, path, piece, key, index)
-                return entries[0].term
-        return None
 
 
 def _byte_count(coded: list[Coded]) -> int:
