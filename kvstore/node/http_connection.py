@@ -20,7 +20,13 @@ from aiohttp.http import HttpRequestParser, HttpVersion10, HttpVersion11, RawReq
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from kvstore.errors import InvalidArgument, KvError, MethodNotAllowed, RequestTimeout
-from kvstore.node.http_refusals import body_too_large, encoded_body, headers_too_large, parse_error
+from kvstore.node.http_refusals import (
+    body_too_large,
+    encoded_body,
+    headers_too_large,
+    parse_error,
+    target_too_large,
+)
 from kvstore.node.http_stream import Stream, StreamedExchange
 from kvstore.node.requests import NO_HEADERS, Request, Response
 from kvstore.wire.api import problem
@@ -248,6 +254,9 @@ class Connection(asyncio.Protocol):
         size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
         if size <= self._limits.header_bytes_max:
             return True
+        if len(message.path) > self._limits.target_bytes_max:
+            self._refuse(target_too_large(self._limits.target_bytes_max))
+            return False
         self._refuse(headers_too_large(self._limits.header_bytes_max))
         return False
 

@@ -22,6 +22,15 @@ def headers_too_large(allowed: int) -> KvError:
     )
 
 
+def target_too_large(allowed: int) -> KvError:
+    """413 and not 414: what makes a target long here is a key or a bound, and those are answered so."""
+    return TooLarge(
+        f"the request target has more than target_bytes_max = {allowed} bytes",
+        limit="target_bytes_max",
+        max=allowed,
+    )
+
+
 def body_too_large(name: str, allowed: int, size: int) -> KvError:
     return TooLarge(
         f"the body has at least {size} bytes, {name} is {allowed}", limit=name, max=allowed, size=size
@@ -36,11 +45,7 @@ def parse_error(error: Exception, data: bytes, target_bytes_max: int) -> KvError
     """What the parser refused, in the contract's words. Never echoes the peer's bytes."""
     if isinstance(error, LineTooLong):
         if error.args[1] == target_bytes_max:
-            return TooLarge(
-                f"the request target has more than target_bytes_max = {target_bytes_max} bytes",
-                limit="target_bytes_max",
-                max=target_bytes_max,
-            )
+            return target_too_large(target_bytes_max)
         return HeadersTooLarge("a header field is longer than field_bytes_max", limit="field_bytes_max")
     text = str(error.args[0]) if error.args else ""
     if text.startswith("Too many headers"):

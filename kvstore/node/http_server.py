@@ -38,7 +38,7 @@ class HttpLimits(msgspec.Struct, frozen=True):
     """A key of 4 KiB takes 12 KiB percent-encoded; far above, so that it is the key that is refused."""
     field_bytes_max: int = 16_384
     header_bytes_max: int = 98_304
-    """The target and all header fields together."""
+    """The target and all header fields together; the two above are never more."""
     headers_max: int = 100
     body_bytes_max: int = 8_388_608
     """Where the handlers name no smaller limit."""
@@ -64,6 +64,14 @@ class HttpLimits(msgspec.Struct, frozen=True):
     backlog: int = 1024
 
 
+def _consistent(limits: HttpLimits) -> HttpLimits:
+    """A target that fills the whole header is refused as a target, and the parser tells a target from a
+    field only by which limit was passed."""
+    target = min(limits.target_bytes_max, limits.header_bytes_max)
+    field = min(limits.field_bytes_max, target - 1)
+    return msgspec.structs.replace(limits, target_bytes_max=target, field_bytes_max=field)
+
+
 def _body_limit(limits: HttpLimits) -> Callable[[str, str], tuple[str, int]]:
     answer = ("body_bytes_max", limits.body_bytes_max)
     return lambda method, target: answer
@@ -82,7 +90,7 @@ class HttpServer:
         limits: HttpLimits | None = None,
         body_limit: Callable[[str, str], tuple[str, int]] | None = None,
     ) -> None:
-        self.limits = limits or HttpLimits()
+        self.limits = _consistent(limits or HttpLimits())
         self.body_limit = body_limit or _body_limit(self.limits)
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment] # set by start
         self.now_s = 0.0

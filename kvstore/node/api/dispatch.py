@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from kvstore import __version__
+from kvstore.config import Config
 from kvstore.errors import Denied, KvError, MethodNotAllowed, NotFound, Unsupported
 from kvstore.node.api import kv, openapi
-from kvstore.node.api.context import Context
+from kvstore.node.api.context import ApiSettings, Context, Router
 from kvstore.node.api.table import OPERATIONS, Operation
+from kvstore.node.api.view import ClusterView
+from kvstore.node.metrics import NodeMetrics
 from kvstore.node.requests import Request, Response
+from kvstore.node.runtime import Runtime
 from kvstore.wire import api
 
 _KEY_PREFIX = "/v1/kv/"
@@ -57,10 +62,27 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 
 class Api:
-    """The entry for all requests. `handle` answers each one, now or later, and never raises."""
+    """The entry for all requests. `handle` answers each one, now or later, and never raises a KvError."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(
+        self,
+        router: Router,
+        view: ClusterView,
+        config: Config,
+        runtime: Runtime,
+        metrics: NodeMetrics | None = None,
+    ) -> None:
+        self.metrics = metrics or NodeMetrics(__version__, view.me)
+        settings = ApiSettings(
+            limits=config.limits,
+            request_s=config.timeouts.request_s,
+            session_window=config.sessions.window,
+            session_lifetime_s=config.sessions.lifetime_s,
+            cluster=config.cluster,
+            version=__version__,
+        )
+        prefix = f"{view.me}-{runtime.dice.getrandbits(40):x}"
+        self.context = Context(router, view, runtime.now, settings, self.metrics, prefix)
         openapi_operation = Operation(
             "GET",
             "/v1/openapi.json",
