@@ -20,7 +20,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -277,4 +276,4 @@ def _plain(system: System) -> dict[str, list[dict[str, float]]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

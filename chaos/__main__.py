@@ -1,0 +1,121 @@
+"""`python -m chaos run`: break a cluster under load and say whether it kept its promises.
+
+    python -m chaos run --workload mixed --nemesis kill-leader,pause --minutes 2
+    python -m chaos check HISTORY.jsonl        judge a history again
+
+Exit codes: 0 nothing found and everything was tested; 1 a promise was broken; 7 inconclusive (a fault that
+did not bite, too few operations, a group of keys that could not be decided).
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from chaos.explain import core_of, explanation
+from chaos.history import load
+from chaos.linearizability import check
+from chaos.nemeses import NEMESES
+from chaos.report import write_report
+from chaos.run import INCONCLUSIVE, OK, VIOLATION, Outcome, Plan, run
+from chaos.targets import LocalCluster, TargetError
+from chaos.workloads import WORKLOADS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if options.command == "check":
+        return _check(options.history)
+    return _run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="break a cluster under load")
+    runs.add_argument("--workload", choices=sorted(WORKLOADS), default="mixed")
+    runs.add_argument("--nemesis", default="kill-leader,pause", help=f"some of {','.join(NEMESES)}, or none")
+    runs.add_argument("--minutes", type=float, default=1.0, help="of faults")
+    runs.add_argument("--target", choices=["local"], default="local")
+    runs.add_argument("--nodes", type=int, default=3)
+    runs.add_argument("--shards", type=int, default=16)
+    runs.add_argument("--clients", type=int, default=16)
+    runs.add_argument("--seed", type=int, default=None, help="of the schedule of faults; random by default")
+    runs.add_argument("--fault", type=_span, default=(1.0, 6.0), metavar="A-B", help="seconds a fault lasts")
+    runs.add_argument("--pause", type=_span, default=(1.0, 4.0), metavar="A-B", help="seconds between faults")
+    runs.add_argument("--at-once", type=int, default=2, help="faults at the same time, at most")
+    runs.add_argument("--directory", type=Path, default=None, help="for data, logs, history and report.html")
+    checks = commands.add_parser("check", help="judge a history that an earlier run wrote")
+    checks.add_argument("history", type=Path)
+    return parser
+
+
+def _span(text: str) -> tuple[float, float]:
+    low, _, high = text.partition("-")
+    return float(low), float(high or low)
+
+
+def _run(options: argparse.Namespace) -> int:
+    names = tuple(name for name in options.nemesis.split(",") if name and name != "none")
+    unknown = sorted(set(names) - set(NEMESES))
+    if unknown:
+        print(f"unknown nemesis {', '.join(unknown)}; known: {', '.join(NEMESES)}", file=sys.stderr)
+        return 2
+    seed = random.randrange(1 << 32) if options.seed is None else options.seed
+    plan = Plan(
+        workload=options.workload,
+        nemeses=names,
+        faults_s=options.minutes * 60,
+        seed=seed,
+        clients=options.clients,
+        fault_s=options.fault,
+        pause_s=options.pause,
+        at_once_max=options.at_once,
+    )
+    directory = options.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
+    print(f"seed {seed}, everything in {directory}", flush=True)
+    with LocalCluster(directory, nodes=options.nodes, shards=options.shards) as cluster:
+        try:
+            cluster.start()
+            cluster.wait_until_served(60)
+            outcome = asyncio.run(run(cluster, plan, directory / "history.jsonl", _say))
+        except TargetError as error:
+            print(f"violation: the cluster did not come back\n{error}")
+            return VIOLATION
+    write_report(directory / "report.html", outcome)
+    _print(outcome)
+    print(f"report: {directory / 'report.html'}")
+    return outcome.exit_code
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", flush=True)
+
+
+def _print(outcome: Outcome) -> None:
+    for text in (*outcome.wrong, *outcome.reasons):
+        print(text)
+    told = ", ".join(f"{name} {count}" for name, count in outcome.successes.items())
+    print(
+        f"{outcome.word}: {len(outcome.history)} operations, {len(outcome.faults)} faults; succeeded: {told}"
+    )
+
+
+def _check(path: Path) -> int:
+    verdict = check(load(path))
+    for violation in verdict.violations:
+        print(f"keys {', '.join(violation.keys)}: not linearizable")
+        print(explanation(core_of(violation)))
+    for keys in verdict.undecided:
+        print(f"keys {', '.join(keys[:3])}: not decided within the budget")
+    print(f"{verdict.operations} operations on {verdict.partitions} groups of keys: valid={verdict.valid}")
+    return {True: OK, False: VIOLATION, None: INCONCLUSIVE}[verdict.valid]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

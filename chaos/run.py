@@ -1,0 +1,237 @@
+"""One chaos run: load before, during and after composed faults, final reads, verdict.
+
+The verdict is `ok` only if the checker decided every key, every fault bit, and enough operations succeeded
+in each of the three phases: a run that tested nothing must not look like one that found nothing.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from chaos.callers import Caller
+from chaos.explain import core_of, explanation
+from chaos.history import History, Operation
+from chaos.linearizability import Verdict, Violation, check
+from chaos.nemeses import NEMESES, Fault, Nemesis, heal
+from chaos.targets import LocalCluster
+from chaos.workloads import WORKLOADS
+
+OK, VIOLATION, INCONCLUSIVE = 0, 1, 7
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do. Seconds, unless a name says otherwise."""
+
+    workload: str
+    nemeses: tuple[str, ...]
+    faults_s: float
+    seed: int
+    clients: int = 16
+    quiet_s: float = 5.0
+    """Length of the phases before and after the faults."""
+    fault_s: tuple[float, float] = (1.0, 6.0)
+    pause_s: tuple[float, float] = (1.0, 4.0)
+    at_once_max: int = 2
+    """Faults at the same time."""
+    heal_s: float = 60.0
+    successes_min: int = 100
+    """Operations that must succeed in each phase."""
+    timeout_s: float = 10.0
+    """Deadline of each operation."""
+
+
+@dataclass
+class Outcome:
+    """What a run found. `reasons` say why it is inconclusive, `faults_found` why it is a violation."""
+
+    plan: Plan
+    history: list[Operation]
+    faults: list[Fault]
+    phases: list[tuple[str, float, float]]
+    verdict: Verdict
+    successes: dict[str, int]
+    unexpected: Counter[str]
+    heal_s: float = 0.0
+    reasons: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    explained: list[tuple[Violation, list[Operation]]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return VIOLATION if self.wrong else INCONCLUSIVE if self.reasons else OK
+
+    @property
+    def word(self) -> str:
+        return {OK: "ok", VIOLATION: "violation", INCONCLUSIVE: "inconclusive"}[self.exit_code]
+
+
+async def run(
+    cluster: LocalCluster, plan: Plan, history_path: Path | None, say: Callable[[str], None]
+) -> Outcome:
+    """Carry out the plan against a cluster that is already served."""
+    history = History(history_path)
+    try:
+        return await _Run(cluster, plan, history, say).carry_out()
+    finally:
+        history.close()
+
+
+class _Run:
+    def __init__(
+        self, cluster: LocalCluster, plan: Plan, history: History, say: Callable[[str], None]
+    ) -> None:
+        self._cluster = cluster
+        self._plan = plan
+        self._history = history
+        self._say = say
+        self._workload = WORKLOADS[plan.workload]()
+        self._dice = random.Random(plan.seed)
+        self._nemeses = [NEMESES[name](cluster, self._dice) for name in plan.nemeses]
+        self._callers = [self._caller(number) for number in range(plan.clients)]
+        self._phases: list[tuple[str, float, float]] = []
+        self._is_over = False
+
+    def _caller(self, number: int) -> Caller:
+        # Half of the clients send writes once only; a quarter insists on one node, whatever happens to it.
+        pins = self._cluster.names
+        return Caller(
+            number,
+            self._cluster.client,
+            self._history,
+            is_identified=number % 2 == 0,
+            pin=pins[number % len(pins)] if number % 4 == 3 else None,
+            timeout_s=self._plan.timeout_s,
+        )
+
+    async def carry_out(self) -> Outcome:
+        plan = self._plan
+        async with asyncio.TaskGroup() as tasks:
+            for caller in self._callers:
+                tasks.create_task(self._client(caller))
+            await self._phase("before", asyncio.sleep(plan.quiet_s))
+            await self._phase("faults", self._break_things())
+            begun = _now()
+            heal(self._cluster)
+            heal_s = await asyncio.to_thread(self._cluster.wait_until_served, plan.heal_s)
+            self._phases.append(("healing", begun, _now()))
+            self._say(f"healed: every shard is served after {heal_s:.1f} s")
+            await self._phase("after", asyncio.sleep(plan.quiet_s))
+            self._is_over = True
+        await self._read_everything()
+        for caller in self._callers:
+            caller.close()
+        return await asyncio.to_thread(self._judge, heal_s)
+
+    async def _phase(self, name: str, activity: Awaitable[None]) -> None:
+        begun = _now()
+        await activity
+        self._phases.append((name, begun, _now()))
+
+    async def _client(self, caller: Caller) -> None:
+        while not self._is_over:
+            await self._workload.step(caller)
+            await asyncio.sleep(0)
+
+    async def _break_things(self) -> None:
+        plan, end = self._plan, _now() + self._plan.faults_s
+        while (now := _now()) < end and self._nemeses:
+            count = min(len(self._nemeses), self._dice.randint(1, plan.at_once_max))
+            chosen = self._dice.sample(self._nemeses, count)
+            begun: list[tuple[Nemesis, Fault]] = []
+            for nemesis in chosen:
+                fault = await asyncio.to_thread(nemesis.begin, _now())
+                if fault:
+                    begun.append((nemesis, fault))
+                    self._say(f"{fault.kind} of {', '.join(fault.nodes)}")
+                    await asyncio.sleep(self._dice.uniform(0, 0.5))
+            await asyncio.sleep(min(self._dice.uniform(*plan.fault_s), max(0.5, end - now)))
+            self._dice.shuffle(begun)
+            for nemesis, fault in begun:
+                nemesis.end(fault, _now())
+            await asyncio.sleep(min(self._dice.uniform(*plan.pause_s), max(0.0, end - _now())))
+
+    async def _read_everything(self) -> None:
+        begun, reads = _now(), self._workload.final_reads()
+        for start in range(0, len(reads), len(self._callers)):
+            chunk = reads[start : start + len(self._callers)]
+            await asyncio.gather(*(read(caller) for read, caller in zip(chunk, self._callers, strict=False)))
+        self._phases.append(("final reads", begun, _now()))
+        self._say(f"read {len(reads)} keys or groups at the end")
+
+    def _judge(self, heal_s: float) -> Outcome:
+        verdict = check(self._history.operations)
+        unexpected: Counter[str] = Counter()
+        for caller in self._callers:
+            unexpected += caller.unexpected
+        faults = [fault for nemesis in self._nemeses for fault in nemesis.faults]
+        outcome = Outcome(
+            self._plan,
+            self._history.operations,
+            sorted(faults, key=lambda fault: fault.begun),
+            self._phases,
+            verdict,
+            successes_by_phase(self._history.operations, self._phases),
+            unexpected,
+            heal_s,
+        )
+        judge(outcome)
+        return outcome
+
+
+def judge(outcome: Outcome) -> None:
+    """Fill in what is wrong, and what keeps the run from proving anything."""
+    for violation in outcome.verdict.violations:
+        core = core_of(violation)
+        outcome.explained.append((violation, core))
+        outcome.wrong.append(f"keys {', '.join(violation.keys)}: not linearizable\n{explanation(core)}")
+    for answer, count in outcome.unexpected.items():
+        outcome.wrong.append(f"{count} answers that no client may get: {answer}")
+    for keys in outcome.verdict.undecided:
+        outcome.reasons.append(f"keys {', '.join(keys[:3])} could not be decided within the budget")
+    for phase in ("before", "faults", "after"):
+        if outcome.successes.get(phase, 0) < outcome.plan.successes_min:
+            outcome.reasons.append(
+                f"only {outcome.successes.get(phase, 0)} operations succeeded in {phase!r}"
+            )
+    outcome.reasons += _toothless(outcome.plan.nemeses, outcome.faults)
+    failed = [item for item in outcome.history if item.invoked >= _begin_of(outcome, "final reads")]
+    unread = sum(item.outcome != "ok" for item in failed)
+    if unread:
+        outcome.reasons.append(f"{unread} of {len(failed)} final reads got no answer")
+
+
+def _toothless(kinds: Sequence[str], faults: Sequence[Fault]) -> list[str]:
+    found = []
+    for kind in kinds:
+        own = [fault for fault in faults if fault.kind == kind]
+        if not own:
+            found.append(f"{kind} never happened")
+        elif not all(fault.bites for fault in own):
+            found.append(f"{kind} did nothing {sum(not fault.bites for fault in own)} times")
+    return found
+
+
+def _begin_of(outcome: Outcome, name: str) -> float:
+    return next((begun for phase, begun, _ in outcome.phases if phase == name), float("inf"))
+
+
+def successes_by_phase(
+    history: Sequence[Operation], phases: Sequence[tuple[str, float, float]]
+) -> dict[str, int]:
+    """Operations that returned well within each phase."""
+    counts = dict.fromkeys((name for name, _, _ in phases), 0)
+    for operation in history:
+        if operation.outcome in ("ok", "conflict") and operation.returned is not None:
+            for name, begun, ended in phases:
+                if begun <= operation.returned < ended:
+                    counts[name] += 1
+    return counts
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
