@@ -77,6 +77,7 @@ class Server:
             MemoryEngines(files)
             if config.storage.engine == "memory"
             else RocksEngines(
+                files,
                 block_cache_bytes=config.storage.block_cache_bytes,
                 write_buffer_bytes=config.storage.write_buffer_bytes,
             )

@@ -57,7 +57,8 @@ class Process:
         )
         mine = cluster.config.node(name)
         addresses.announce(name, mine.peer, mine.client)
-        self.api = Api(self.node.router, NodeView(self.node, self.transport), cluster.config, self.runtime)
+        view = NodeView(self.node, self.transport)
+        self.api = Api(self.node.router, view, cluster.config, self.runtime)
 
     def start(self) -> None:
         self.cluster.network.listen(self.name, self._on_frame)
@@ -178,7 +179,6 @@ class SimCluster:
             return
         sink = Sink(done)
         request = Request(method, target, CIMultiDictProxy(CIMultiDict(headers)), body, "10.0.0.9", sink)
-        request.started_s = process.runtime.now()
         process.runtime.call_soon(process.api.handle, request)
 
     # ---- looking inside --------------------------------------------------------------------------
