@@ -15,7 +15,10 @@ from kvstore.wire.peer import PROTOCOL, AddressBook, Hello, NodeAddress
 
 
 class Addresses:
-    """The newest address of each node. Only a node itself raises the version of its entry."""
+    """The newest address of each node. Only a node itself raises the version of its entry.
+
+    Version 0 is what a seed list says, so that a peer can be dialled before it was ever heard.
+    """
 
     def __init__(self, known: Iterable[NodeAddress] = ()) -> None:
         self._newest = {address.node: address for address in known}
@@ -23,7 +26,7 @@ class Addresses:
     def announce(self, node: NodeId, peer: str, client: str) -> NodeAddress:
         """Enter our own address, as a new version if it differs from what the book holds."""
         held = self._newest.get(node)
-        if held is None or (held.peer, held.client) != (peer, client):
+        if held is None or held.version == 0 or (held.peer, held.client) != (peer, client):
             held = NodeAddress(node, (held.version if held else 0) + 1, peer, client)
             self._newest[node] = held
         return held
@@ -31,17 +34,20 @@ class Addresses:
     def merge(self, heard: Iterable[NodeAddress], *, me: NodeId) -> bool:
         """Take over what is newer; True if anything changed (then persist and tell the links).
 
-        What others say about ourselves only raises our version above it: a node whose directory was
-        restored from an old copy must win against its own past.
+        Once we have announced ourselves, what others say about us only raises our version above it: a
+        node whose directory lost or never had its last version must win against its own past.
         """
         changed = False
         for address in heard:
             held = self._newest.get(address.node)
-            if held is None or address.version > held.version:
-                if address.node == me and held is not None:
-                    address = NodeAddress(me, address.version + 1, held.peer, held.client)
-                self._newest[address.node] = address
-                changed = True
+            if held is not None and held.version and address.node == me:
+                if address.version < held.version or address == held:
+                    continue
+                address = NodeAddress(me, address.version + 1, held.peer, held.client)
+            elif held is not None and address.version <= held.version:
+                continue
+            self._newest[address.node] = address
+            changed = True
         return changed
 
     def get(self, node: NodeId) -> NodeAddress | None:

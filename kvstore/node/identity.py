@@ -78,17 +78,20 @@ def decode_identity(content: bytes, path: str) -> Identity:
         DirectoryRefused: written by a newer version.
     """
     body = content[8:]
-    if content[:4] != MAGIC or int(google_crc32c.value(body)) != int.from_bytes(content[4:8], "big"):
+    checksum = int.from_bytes(content[4:8], "big")
+    if content[:4] != MAGIC or not body or int(google_crc32c.value(body)) != checksum:
         raise Corrupt(
             f"{path} is damaged, so this node no longer knows which cluster it belongs to. Restore the "
             "file from a backup, or empty the data directory and replace the node in its cluster"
         )
-    version = msgspec.msgpack.decode(body)
-    if isinstance(version, list) and version and isinstance(version[0], int) and version[0] > VERSION:
-        raise DirectoryRefused(f"{path} has format {version[0]}, this version of the program reads {VERSION}")
     try:
+        version = msgspec.msgpack.decode(body)[0]
+        if version != VERSION:
+            raise DirectoryRefused(
+                f"{path} has format {version}, this version of the program reads {VERSION}"
+            )
         return _decoder.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, TypeError, LookupError) as error:
         raise Corrupt(f"{path} has a good checksum but is not an identity: {error}") from error
 
 

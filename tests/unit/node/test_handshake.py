@@ -66,6 +66,21 @@ def test_a_node_wins_against_its_own_past_that_others_remember() -> None:
     assert addresses.get(N1) == NodeAddress(N1, 10, "now:1", "now:2")
 
 
+def test_a_past_address_of_the_same_version_loses_too() -> None:
+    addresses = Addresses()
+    addresses.announce(N1, "now:1", "now:2")
+    assert addresses.merge([NodeAddress(N1, 1, "past:1", "past:2")], me=N1)
+    assert addresses.get(N1) == NodeAddress(N1, 2, "now:1", "now:2")
+    assert not addresses.merge([NodeAddress(N1, 2, "now:1", "now:2")], me=N1)
+
+
+def test_a_seed_list_is_dialled_until_the_node_itself_is_heard() -> None:
+    addresses = Addresses([NodeAddress(node, 0, f"{node}:1", f"{node}:2") for node in (N1, N2, N3)])
+    assert addresses.announce(N1, "n1:1", "n1:2").version == 1
+    assert addresses.merge([NodeAddress(N2, 1, "moved:1", "moved:2")], me=N1)
+    assert addresses.peers(but=N1) == {N2: "moved:1", N3: "n3:1"}
+
+
 def test_peers_are_everybody_but_me() -> None:
     addresses = Addresses([NodeAddress(N1, 1, "a:1", ""), NodeAddress(N2, 1, "b:1", "")])
     assert addresses.peers(but=N1) == {N2: "b:1"}
