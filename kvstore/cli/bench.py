@@ -11,8 +11,8 @@ import click
 from kvstore.cli import exit_codes, output
 from kvstore.cli.command import Command, pass_settings
 from kvstore.cli.failures import Failure
-from kvstore.cli.histogram import Histogram
 from kvstore.cli.settings import DURATION, Settings
+from kvstore.cli.workload import Load, Measured
 
 _CHECK = re.compile(r"\s*([a-z][a-z0-9_]*)\s*(<=|>=|<|>)\s*([0-9.]+)\s*(us|µs|ms|s)?\s*")
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
@@ -20,29 +20,6 @@ _LATENCIES = (*_PERCENTILES, "mean", "max")
 _RATES = ("throughput", "errors")
 _UNIT_MS = {"us": 0.001, "µs": 0.001, "ms": 1.0, "s": 1000.0}
 _BAR_WIDTH = 50
-
-
-class Load(NamedTuple):
-    """What to do how often."""
-
-    operation: str
-    connections: int
-    value_bytes: int
-    key_count: int
-    batch_count: int
-    duration_s: float | None
-    request_count: int | None
-    is_direct: bool
-    seed: int
-    timeout_s: float
-
-
-class Measured(NamedTuple):
-    latencies: Histogram
-    """Microseconds of each request that was answered with success."""
-    seconds: float
-    operations: int
-    errors: dict[str, int]
 
 
 class Check(NamedTuple):

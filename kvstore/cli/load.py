@@ -18,9 +18,9 @@ import msgpack
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpResponseParser
 
-from kvstore.cli.bench import Load, Measured
 from kvstore.cli.failures import Failure
 from kvstore.cli.histogram import Histogram
+from kvstore.cli.workload import Load, Measured
 from kvstore.client import codec
 from kvstore.client.aio import AsyncClient
 from kvstore.client.routes import Routes, address_of

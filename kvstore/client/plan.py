@@ -31,6 +31,7 @@ from kvstore.client.routes import Routes
 from kvstore.client.session import Sessions, Ticket
 from kvstore.errors import (
     Conflict,
+    InvalidArgument,
     KvError,
     NotANumber,
     NotReady,
@@ -357,10 +358,10 @@ class _Execution(Generic[T]):
     def on_wrong_route(self, error: WrongRoute) -> None:
         """Take over the route in the answer; the same node may be asked again under the new one."""
         self.wrong_route_count += 1
-        shard, leader, address = (error.fields.get(name) for name in ("shard", "leader", "address"))
-        if isinstance(shard, int) and isinstance(leader, str) and isinstance(address, str):
-            self.routes.learn_leader(shard, leader, address)
-        else:
+        shard, leader, address = (error.fields.get(name, "") for name in ("shard", "leader", "address"))
+        try:
+            self.routes.learn_leader(int(shard), str(leader), str(address))
+        except (TypeError, ValueError, InvalidArgument):
             self.routes.doubt()
 
     def learn_from(self, headers: Mapping[str, str]) -> None:

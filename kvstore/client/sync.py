@@ -239,6 +239,7 @@ class Client:
         if not batch.operations:
             return
         deadline = time.monotonic() + timeout_s
+        self._notice_fork()
         self._drive(prepare(self._core, timeout_s, _event()))
         chains = divide(batch.operations, self._core.routes)
         if len(chains) == 1:
@@ -269,6 +270,7 @@ class Client:
     # Driving plans.
 
     def _call(self, call: Call[T], timeout: float | None) -> T:
+        self._notice_fork()
         return self._drive(
             execute(self._core, call, self._timeout_s if timeout is None else timeout, _event())
         )
@@ -295,9 +297,11 @@ class Client:
         outcome = self._pool.exchange(effect)
         return _event(reply=outcome) if isinstance(outcome, Reply) else _event(failure=outcome)
 
-    def _start_over(self) -> None:
-        """After a fork the child must use neither the parent's connections nor its session: two
-        processes with one session would take each other's writes for retries of their own."""
+    def _notice_fork(self) -> None:
+        """A forked child must use neither its parent's connections nor its session: two processes with
+        one session would take each other's writes for retries of their own."""
+        if self._process == os.getpid():
+            return
         self._core = Core(
             Routes(self._endpoints),
             Sessions(_mint),

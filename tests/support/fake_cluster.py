@@ -96,9 +96,7 @@ class FakeCluster:
         )
 
     def requests(self, method: str | None = None, path: str = "/v1/kv") -> list[Seen]:
-        return [
-            seen for seen in self.seen if seen.target.startswith(path) and method in (None, seen.method)
-        ]
+        return [seen for seen in self.seen if seen.target.startswith(path) and method in (None, seen.method)]
 
     # Carrying requests out.
 
@@ -215,9 +213,7 @@ class FakeCluster:
     def _in_range(self, query: dict[str, bytes]) -> list[bytes]:
         prefix, start, end = query.get("prefix", b""), query.get("start", b""), query.get("end")
         return sorted(
-            key
-            for key in self.keys
-            if key.startswith(prefix) and key >= start and (end is None or key < end)
+            key for key in self.keys if key.startswith(prefix) and key >= start and (end is None or key < end)
         )
 
     def _scan(self, query: dict[str, bytes]) -> Answer:
@@ -298,7 +294,9 @@ class FakeCluster:
             key = unquote_to_bytes(path[len("/v1/keys/") : -len("/explain")])
             shard = self.map.shard_of(key)
             fields = {"key": key.decode(), "token": f"{token_of(key):016x}", "shard": shard}
-            return Answer(200, fields | {"leader": self.leaders[shard], "replicas": shards[shard]["replicas"]})
+            return Answer(
+                200, fields | {"leader": self.leaders[shard], "replicas": shards[shard]["replicas"]}
+            )
         return problem(404, "not-found", detail=path)
 
 
@@ -366,7 +364,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(payload)
 
-    do_GET = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - names given by the base class
+    do_GET = do_PUT = do_POST = do_DELETE = handle_any
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -381,7 +379,7 @@ class _Server(ThreadingHTTPServer):
         self.cluster = cluster
         self.name = name
         self.address = f"127.0.0.1:{self.server_address[1]}"
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.005,), daemon=True)
         self.connections: list[Any] = []
 
     def process_request(self, request: Any, client_address: Any) -> None:
