@@ -65,6 +65,7 @@ class Core:
         "emitted",
         "flush_wanted",
         "heartbeat_elapsed",
+        "is_asked_to_lead",
         "is_beat_due",
         "is_leader",
         "leader",
@@ -164,6 +165,8 @@ class Core:
 
     def _start_leader_state(self) -> None:
         self.votes: dict[ReplicaId, bool] = {}
+        self.is_asked_to_lead = False
+        """The leader of this term handed over, but this replica could not campaign yet."""
         self.progress: dict[ReplicaId, Progress] = {}
         """Leader: what it knows of each member, itself included. Else empty."""
         self.own_progress = Progress(self.me, 1)
@@ -349,6 +352,8 @@ class Core:
             self._adopt(membership.decode(self.log.entry(changes.popleft()).payload))
         if self.is_leader and self.configuration.outgoing:
             leader.leave_joint_if_due(self)
+        elif self.is_asked_to_lead and candidate.may_campaign(self):
+            candidate.campaign(self, is_transfer=True)
 
     def compact(self, index: LogIndex) -> None:
         """Drop the log up to `index`, at most up to what is applied."""
@@ -493,6 +498,7 @@ class Core:
         if term > self.term:
             self.term = term
             self.vote = None
+            self.is_asked_to_lead = False
             # Promises of the older term that were never given: the truths they tell are void by now.
             self.messages_after_sync.clear()
         if self.is_leader:
@@ -528,6 +534,7 @@ class Core:
         assert not self.is_leader, "a leader does not campaign"
         self.term = Term(self.term + 1)
         self.vote = self.me
+        self.is_asked_to_lead = False
         self.leader = None
         self.offered = None
         self.votes = {}

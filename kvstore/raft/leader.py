@@ -169,6 +169,9 @@ def on_append_reply(core: Core, message: AppendReply) -> None:
         peer.become_replicate()
     elif peer.state is ProgressState.SNAPSHOT:
         if index < core.log.base_index:
+            if peer.snapshot is not None and index >= peer.snapshot.index:
+                # It has what was offered, but the log was cut above that meanwhile: once more.
+                replication.want_snapshot(core, peer)
             return
         peer.become_replicate()
     core.settled_round = core.round

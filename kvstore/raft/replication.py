@@ -73,7 +73,7 @@ def _replicate(core: Core, peer: Progress) -> bool:
             return has_sent
         prev_term = log.term_at(prev_index)
         if prev_term is None:
-            _want_snapshot(core, peer)
+            want_snapshot(core, peer)
             return has_sent
         if prev_index < upto:
             entries, bytes_count = log.read(prev_index, upto, settings.append_bytes_max)
@@ -107,7 +107,7 @@ def _replicate(core: Core, peer: Progress) -> bool:
 # --- snapshots
 
 
-def _want_snapshot(core: Core, peer: Progress) -> None:
+def want_snapshot(core: Core, peer: Progress) -> None:
     """Ask the host for a snapshot, unless nobody is there to take it."""
     if peer.is_active:
         peer.become_snapshot()

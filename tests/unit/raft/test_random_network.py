@@ -32,7 +32,7 @@ class Chaos:
     def __init__(self, seed: int, steps: int) -> None:
         self.random = Random(seed)
         self.steps = steps
-        self.loss = self.random.choice([0.0, 0.02, 0.2])
+        self.loss = self.random.choice([0.0, 0.01, 0.1])
         self.repeat = self.random.choice([0.0, 0.1])
         self.shuffle = self.random.random() < 0.5
         self.changes_members = self.random.random() < 0.6
@@ -55,21 +55,20 @@ class Chaos:
 
     def step(self) -> None:
         draw = self.random.random()
-        if draw < 0.30:
-            self.move_message()
-        elif draw < 0.55:
+        if draw < 0.36:
+            self.move_messages()
+        elif draw < 0.68:
             self.work(self.pick())
         elif draw < 0.80:
-            replica = self.pick()
-            replica.living.tick()
-        elif draw < 0.90:
-            self.propose()
-        elif draw < 0.94:
-            self.read()
-        elif draw < 0.965:
+            self.pick().living.tick()
+        elif draw < 0.88:
+            self.propose(self.pick_leader())
+        elif draw < 0.93:
+            self.read(self.pick_leader())
+        elif draw < 0.945:
             self.disturb()
         elif draw < 0.985:
-            self.administer()
+            self.administer(self.pick_leader())
         else:
             self.crash_or_restart()
 
@@ -78,8 +77,13 @@ class Chaos:
             self.random.choice(list(self.group.replicas.values())).start()
         return self.random.choice(self.group.living)
 
-    def move_message(self) -> None:
-        for _ in range(self.random.randint(1, 4)):
+    def pick_leader(self) -> Replica:
+        """Mostly who leads, or takes itself for the leader; now and then anybody."""
+        leaders = [replica for replica in self.group.living if replica.living.is_leader]
+        return self.random.choice(leaders) if leaders and self.random.random() < 0.8 else self.pick()
+
+    def move_messages(self) -> None:
+        for _ in range(self.random.randint(1, 8)):
             network = self.group.network
             if not network:
                 return
@@ -108,8 +112,7 @@ class Chaos:
                 del self.read_floor[context]
                 self.reached.add("read confirmed")
 
-    def propose(self) -> None:
-        replica = self.pick()
+    def propose(self, replica: Replica) -> None:
         commands = []
         for _ in range(self.random.randint(1, 3)):
             self.next_command += 1
@@ -121,8 +124,7 @@ class Chaos:
         else:
             self.reached.add("proposed")
 
-    def read(self) -> None:
-        replica = self.pick()
+    def read(self, replica: Replica) -> None:
         self.next_context += 1
         # Everything that anybody has applied so far was acknowledged: the read must see it.
         self.read_floor[self.next_context] = max(self.group.applied, default=0)
@@ -137,7 +139,8 @@ class Chaos:
             self.cuts.add((self.random.choice(ids), self.random.choice(ids)))
 
     def crash_or_restart(self) -> None:
-        replica = self.random.choice(list(self.group.replicas.values()))
+        down = [replica for replica in self.group.replicas.values() if replica.core is None]
+        replica = self.random.choice(down) if down and self.random.random() < 0.7 else self.pick()
         if replica.core is None:
             replica.start()
             self.reached.add("restarted")
@@ -146,9 +149,8 @@ class Chaos:
 
     # --- members, transfers, snapshots
 
-    def administer(self) -> None:
+    def administer(self, replica: Replica) -> None:
         draw = self.random.random()
-        replica = self.pick()
         if draw < 0.3:
             replica.flush_machine()
             replica.compact(replica.disk.machine.applied - self.random.randint(0, 4))
