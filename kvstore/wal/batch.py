@@ -98,13 +98,21 @@ def parse(content: bytes, offset: int, nonce: int | None) -> Batch | None:
     return Batch(offset, end, sequence, checksum, previous_checksum, rows, payload_at)
 
 
-def find(content: bytes, offset: int, nonce: int) -> Batch | None:
-    """The first batch of this segment at or after `offset`, whatever lies between."""
+def starts(content: bytes, offset: int, nonce: int) -> Iterator[int]:
+    """Where batches of this segment were begun, at or after `offset`. Nobody who has a say in payloads knows
+    the nonce, so each is the work of the log, be it whole or not."""
     needle = _START.pack(MAGIC, nonce)
     while (offset := content.find(needle, offset)) >= 0:
-        if offset % SECTOR_BYTES == 0 and (batch := parse(content, offset, nonce)) is not None:
-            return batch
+        if offset % SECTOR_BYTES == 0:
+            yield offset
         offset += 1
+
+
+def find(content: bytes, offset: int, nonce: int) -> Batch | None:
+    """The first batch at or after `offset` that can be read, whatever lies between."""
+    for start in starts(content, offset, nonce):
+        if (batch := parse(content, start, nonce)) is not None:
+            return batch
     return None
 
 

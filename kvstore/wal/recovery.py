@@ -2,7 +2,7 @@
 
 Records are replayed in the order they were written. Three kinds of bad bytes are told apart (pitfall 12):
 
-- At the end of the last segment, with no batch after them: the write that a crash tore. It was never
+- At the end of the last segment, with no batch begun after them: the write that a crash tore. It was never
   acknowledged, so it is cut. Rot of exactly the last batch looks the same; no log can tell.
 - Anywhere else: damage. If the batch's table is whole it names the replicas that are hurt. If not, record
   numbers decide: a replica whose next record, or whose line in the next inventory, follows on without a gap
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from kvstore.errors import Corrupt
 from kvstore.files import Files, join
-from kvstore.wal.batch import MAGIC, Batch, find, nonce_of, parse, payloads
+from kvstore.wal.batch import MAGIC, Batch, find, nonce_of, parse, payloads, starts
 from kvstore.wal.index import Index, Place
 from kvstore.wal.replay import Recovered, Replay
 from kvstore.wal.segment import HEADER_BYTES, Header, name_of, number_of, parse_header
@@ -126,7 +126,7 @@ def _read_segment(
         elif checksum is not None and batch.previous_checksum != checksum:
             replay.damaged(f"{name} at {offset}: batch {expected} does not follow the batch before it")
         whole = payloads(content, batch)
-        if None in whole and is_last and _later(content, batch.end, header.nonce, batch.sequence) is None:
+        if None in whole and is_last and not _is_begun(content, batch.end, header.nonce):
             break
         replay.replay(batch, whole, Place(header.number, batch.offset, batch.end, batch.sequence))
         newest, offset, expected, checksum = batch, batch.end, batch.sequence + 1, batch.checksum
@@ -146,6 +146,11 @@ def _check_end(replay: Replay, content: bytes, tail: Tail, header: Header) -> Ta
             f"{name_of(header.number)}: {header.capacity - len(content)} bytes at its end are gone"
         )
         return tail._replace(header=None, next_sequence=_beyond(tail.next_sequence, header.capacity))
+    if _is_begun(content, tail.offset + 1, header.nonce):
+        replay.damaged(
+            f"{name_of(header.number)} at {tail.offset}: batches from {tail.next_sequence} on are damaged"
+        )
+        return tail._replace(header=None, next_sequence=_beyond(tail.next_sequence, header.capacity))
     replay.torn_bytes = _torn_bytes(content, tail.offset, header.nonce)
     return tail._replace(header=None) if header.is_damaged else tail
 
@@ -161,6 +166,11 @@ def _later(content: bytes, offset: int, nonce: int, above: int) -> Batch | None:
     while batch is not None and batch.sequence <= above:
         batch = find(content, batch.offset + 1, nonce)
     return batch
+
+
+def _is_begun(content: bytes, offset: int, nonce: int) -> bool:
+    """Whether a batch was begun at or after `offset`, which proves that those before were synced."""
+    return next(starts(content, offset, nonce), None) is not None
 
 
 def _lost(name: str, offset: int, first: int, until: int) -> str:

@@ -23,9 +23,7 @@ from kvstore.wal import (
     WalSettings,
 )
 
-SMALL = WalSettings(
-    segment_bytes=4096, reserve_bytes=4096, zero_ahead_bytes=1024, inventory_every_bytes=2048
-)
+SMALL = WalSettings(segment_bytes=4096, reserve_bytes=4096, zero_ahead_bytes=1024, inventory_every_bytes=2048)
 """Everything happens often: a segment holds seven sectors of batches."""
 
 IDENTITY = b"cluster/n1"
@@ -121,17 +119,19 @@ class Model:
 
     def difference(self, recovered: Recovered, *, except_quarantined: bool = False) -> str | None:
         """Why the recovered log is not this one, or None. `except_quarantined`: a replica that was reported
-        as damaged may differ."""
+        as damaged may differ, and one may be missing if the log says that it has lost track."""
         for each, replica in self.replicas.items():
             found = recovered.replicas.get(each)
+            if except_quarantined and (
+                recovered.has_lost_track if found is None else found.quarantined is not None
+            ):
+                continue
             if replica.is_destroyed:
                 is_superseded = any(shard == each[0] and inc > each[1] for shard, inc in self.replicas)
                 if not (found.destroyed if found else is_superseded):
                     return f"{each} came back from the dead"
             elif found is None or found.destroyed:
                 return f"{each} is lost"
-            elif except_quarantined and found.quarantined is not None and replica.quarantined is None:
-                continue
             elif replica.quarantined != found.quarantined:
                 return f"{each} is quarantined: {found.quarantined}, should be: {replica.quarantined}"
             elif (difference := _difference(replica, found)) is not None:
