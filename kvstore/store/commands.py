@@ -149,7 +149,7 @@ def check(command: bytes) -> None:
     """
     try:
         parts = _decode(command)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise InvalidArgument(f"command is not msgpack: {error}") from None
     if not isinstance(parts, list) or not parts:
         raise InvalidArgument("command is not a list with an identity")

@@ -10,7 +10,8 @@ The host that owns the replica drives it from one thread:
 
 Apply is deterministic: entry and replicated state, nothing else. A failure that is part of an op's meaning
 is a result. A full disk is raised as `DiskFull`: nothing of the batch is in and the same entries may
-be applied again. Anything else is `Fatal`: nothing of the batch is in, and this replica must stop.
+be applied again. Anything else is `Fatal` (`Corrupt` if the tablet is damaged):
+nothing of the batch is in, and this replica must stop.
 
 What it does not do: read a clock, know about Raft beyond the entry, decide what a caller may do.
 """
@@ -167,7 +168,7 @@ class Machine:
             return
         span = f"entries {entries[0].index} to {entries[-1].index}"
         self._failure = f"cannot apply {span} to {self._engine.directory}: {error!r}"
-        raise Fatal(self._failure) from error
+        raise (Corrupt if isinstance(error, Corrupt) else Fatal)(self._failure) from error
 
     def _apply_commands(self, batch: Batch, payload: list[Any]) -> list[CommandResult]:
         clock_ms = payload[0]

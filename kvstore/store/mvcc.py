@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from kvstore.errors import Fatal
 from kvstore.store import commands, keys, records
 from kvstore.store.batch import Batch
@@ -220,7 +222,7 @@ def _apply_delete_range(batch: Batch, op: commands.Op) -> Result:
 
 
 def _apply_limits(batch: Batch, op: commands.Op) -> Result:
-    batch.limits = StoreLimits(*op[1])
+    batch.limits = msgspec.convert(op[1], StoreLimits)
     batch.writes[keys.LIMITS] = records.pack_limits(batch.limits)
     return [OK, batch.revision]
 

@@ -59,14 +59,20 @@ class RocksEngine:
         bounds = rocksdict.ReadOptions()
         bounds.set_iterate_upper_bound(end)
         try:
+            # Not the binding's `items()`: that ends at a damaged block as if the tablet ended there.
+            cursor = self._database.iter(bounds)
             if not reverse:
-                yield from self._database.items(from_key=start, read_opt=bounds)
-                return
-            # The binding's lower bound sets the upper one (0.3.29): the lower end is found by hand.
-            for pair in self._database.items(backwards=True, read_opt=bounds):
-                if pair[0] < start:
-                    return
-                yield pair
+                cursor.seek(start)
+                while cursor.valid():
+                    yield cursor.key(), cursor.value()
+                    cursor.next()
+            else:
+                # The binding's lower bound sets the upper one (0.3.29): the lower end is found by hand.
+                cursor.seek_to_last()
+                while cursor.valid() and (key := cursor.key()) >= start:
+                    yield key, cursor.value()
+                    cursor.prev()
+            cursor.status()
         except Exception as error:
             raise _translated(error, f"cannot read tablet {self.directory}") from error
 
