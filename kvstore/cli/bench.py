@@ -162,10 +162,9 @@ def _print(settings: Settings, figures: dict[str, Any], measured: Measured) -> N
     if settings.form() != "table":
         output.show(settings.form(), figures)
         return
-    latencies = figures.pop("latency_ms")
-    figures.pop("histogram_us")
-    errors = figures.pop("errors_by_kind")
-    output.facts(figures)
+    latencies, errors = figures["latency_ms"], figures["errors_by_kind"]
+    shown_apart = ("latency_ms", "histogram_us", "errors_by_kind")
+    output.facts({name: value for name, value in figures.items() if name not in shown_apart})
     click.echo("latency     " + "  ".join(f"{name} {value:.3g} ms" for name, value in latencies.items()))
     if errors:
         click.echo("errors      " + output.cell(errors))

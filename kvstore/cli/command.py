@@ -128,11 +128,9 @@ class LazyGroup(click.Group):
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """List the table without importing anything."""
         rows = [(name, line) for name, (_, line) in self._table.items()]
-        rows += [
-            (name, command.get_short_help_str(80))
-            for name in super().list_commands(context)
-            if (command := super().get_command(context, name)) is not None and not command.hidden
-        ]
+        for name, command in sorted(self.commands.items()):
+            if not command.hidden:
+                rows.append((name, command.get_short_help_str(80)))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

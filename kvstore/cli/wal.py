@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,9 +24,9 @@ def wal() -> None:
 @click.option("--shard", type=click.IntRange(0), metavar="N", help="Only records of shard N.")
 @pass_settings
 def dump(settings: Settings, directory: str, shard: int | None) -> None:
-    """Print the records of the log in DIRECTORY, a node's data directory or the log's own: segment, batch,
-    type, shard, indexes, and whether their checksums hold. Changes nothing; the node may be running or
-    not. Exits 7 if something in it is damaged.
+    """Print the log in DIRECTORY, a node's data directory or the log's own: segments, batches, and records
+    with shard, type and indexes, and whether their checksums hold. Changes nothing; stop the node first or
+    dump a copy. Exits 7 if something is damaged; a torn last batch is not, a restart cuts it off.
 
     \b
     Examples:
@@ -35,17 +36,31 @@ def dump(settings: Settings, directory: str, shard: int | None) -> None:
     from kvstore.wal.dump import dump as read
 
     inside = Path(directory) / "wal"
-    damaged_count = 0
+    segment_count = damaged_count = 0
     try:
-        for record in read(str(inside if inside.is_dir() else directory)):
-            damaged_count += record.get("state", "ok") not in ("ok", "torn")
-            if shard is not None and record.get("shard") != shard:
-                continue
-            if settings.form() == "table":
-                click.echo("  ".join(f"{name}={output.cell(value)}" for name, value in record.items()))
-            else:
-                output.line(record)
+        for row in read(str(inside if inside.is_dir() else directory)):
+            segment_count += row["is"] == "segment"
+            is_damaged = row.get("state", "ok") not in ("ok", "torn")
+            damaged_count += is_damaged
+            if shard is None or row.get("shard") == shard or is_damaged:
+                _print(settings.form(), row)
     except (Fatal, OSError) as error:
         raise Failure(str(error)) from error
+    if not segment_count:
+        raise Failure(f"{directory} holds no log", next_step="name a node's data directory")
     if damaged_count:
-        raise Failure(f"{damaged_count} damaged", exit_codes.CHECK_FAILED)
+        raise Failure(f"the log is damaged in {damaged_count} place(s)", exit_codes.CHECK_FAILED)
+
+
+_INDENT = {"segment": "", "batch": "  ", "damage": "  ", "record": "    "}
+"""Rows of a table show by their indent what they are part of, so they leave those members out."""
+
+
+def _print(form: str, row: dict[str, Any]) -> None:
+    if form != "table":
+        output.line(row)
+        return
+    kind = row["is"]
+    hidden = {"is", "type"} | ({"segment", "sequence"} if kind == "record" else set())
+    members = "  ".join(f"{name}={output.cell(value)}" for name, value in row.items() if name not in hidden)
+    click.echo(f"{_INDENT.get(kind, '')}{row.get('type', kind)}  {members}")
