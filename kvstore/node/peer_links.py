@@ -309,8 +309,10 @@ class PeerLinks:
             self._up(link, ws)
             # Nothing but the end of the link is ever received here.
             await ws.receive()
-        except (aiohttp.ClientError, OSError, TimeoutError, PeerProtocolError) as error:
-            self._complain(link.node, f"no {link.lane.name.lower()} link: {_say(error)}")
+        except (aiohttp.ClientError, OSError, ValueError, PeerProtocolError) as error:
+            # One complaint speaks for all lanes. ValueError: an address that is none.
+            if link.lane == Lane.CONTROL:
+                self._complain(link.node, f"no link to {self._addresses[link.node]}: {_say(error)}")
             return False
         else:
             return True
@@ -444,6 +446,8 @@ async def _close(ws: aiohttp.ClientWebSocketResponse) -> None:
 
 
 def _say(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.strerror or str(error.os_error) or type(error.os_error).__name__
     return str(error) or type(error).__name__
 
 

@@ -65,7 +65,7 @@ async def test_a_lane_that_hangs_shows_since_when_and_does_not_hold_up_another()
     runtime.in_thread(lambda: None, lambda *_: other.set(), lane="files")
     await finished(other)
     async with asyncio.timeout(5):
-        while runtime.oldest_running("wal") is None:  # noqa: ASYNC110 - set by a thread
+        while runtime.oldest_running("wal") is None:
             await asyncio.sleep(0)
     since = runtime.oldest_running("wal")
     assert since is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
@@ -53,7 +54,7 @@ class Node:
 
 async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
     async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - no event marks it
+        while not condition():
             await asyncio.sleep(0.002)
 
 
@@ -124,6 +125,25 @@ async def test_a_link_comes_back_after_the_peer_restarted_on_the_same_address() 
         assert a.links.send(N2, Lane.CONTROL, b"hello again")
         await until(lambda: again.frames)
         await again.links.close()
+
+
+async def test_an_unreachable_peer_is_named_once_and_an_address_that_is_none_stops_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    a, b = Node(N1), Node(N2)
+    await b.listen()
+    async with running(a):
+        a.links.set_addresses({N3: "127.0.0.1:1", N2: "no such address"})
+        await asyncio.sleep(0.1)
+        a.links.set_addresses({N3: "127.0.0.1:1", N2: f"127.0.0.1:{b.port}"})
+        await until(lambda: a.links.is_connected(N2))
+    complaints = [record.getMessage() for record in caplog.records]
+    assert [text for text in complaints if "n3" in text] == [
+        "peer n3: no link to 127.0.0.1:1: Connect call failed ('127.0.0.1', 1)"
+    ]
+    assert len([text for text in complaints if "no such address" in text]) == 1
+    await b.links.close()
 
 
 async def test_a_changed_address_is_dialled_at_once() -> None:
@@ -311,3 +331,14 @@ async def test_an_address_in_use_is_an_error_at_listening() -> None:
         await b.listen(a.port)
     await a.links.close()
     await b.links.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="not a socket option here")
+async def test_a_sending_socket_gives_up_on_a_peer_that_acknowledges_nothing() -> None:
+    a, b = Node(N1), Node(N2)
+    async with running(a, b):
+        await until(lambda: a.links.is_connected(N2))
+        ws = a.links._out[N2][Lane.CONTROL].socket
+        assert ws is not None
+        option = ws.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert option == QUICK.silence_s * 1000
