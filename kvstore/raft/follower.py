@@ -67,6 +67,8 @@ def on_append(core: Core, message: AppendRequest) -> None:
         if entries:
             log.append(entries)
             core.trace_append(entries)
+    elif prev_index <= core.commit and log.term_at(prev_index) not in (message.prev_term, None):
+        raise Corrupt(f"leader {message.source} contradicts the committed entry {prev_index}")
     elif prev_index < core.commit:
         # What is committed here is the same there: answer with how far that reaches.
         _reply(core, message, core.commit)
@@ -91,8 +93,7 @@ def _merge(core: Core, message: AppendRequest) -> None:
         if term_here == entry.term:
             continue
         if term_here is not None:
-            if entry.index <= core.commit:
-                raise Corrupt(f"leader {message.source} contradicts the committed entry {entry.index}")
+            assert entry.index > core.commit, f"{entry.index} is committed"
             log.truncate(LogIndex(entry.index - 1))
         added = message.entries[position:]
         log.append(added)
