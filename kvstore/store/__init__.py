@@ -1,7 +1,7 @@
 """The state of one replica: an MVCC store in a tablet, driven by committed log entries.
 
 Reading order: `commands` (what an entry may say) and `results` (what comes back); `machine` (apply, query,
-flush, checkpoint); `mvcc`, `sessions` and `compaction` (what entries do); `batch` (their writes before
+flush, checkpoint); `mvcc`, `sessions` and `compaction` (what entries do); `draft` (their writes before
 they are in the engine); `queries` (reads); `keys` and `records` (bytes); `engine` with `rocks` and
 `memory` (what keeps them).
 

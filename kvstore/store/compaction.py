@@ -17,7 +17,7 @@ from collections import deque
 from typing import Final, NamedTuple
 
 from kvstore.store import keys, records
-from kvstore.store.batch import Batch
+from kvstore.store.draft import Draft
 from kvstore.store.records import ChangeHead
 
 CHANGES_PER_ENTRY: Final = 64
@@ -39,34 +39,34 @@ class Compaction:
         """Forget what was read ahead."""
         self._oldest.clear()
 
-    def step(self, batch: Batch, changed: int) -> None:
+    def step(self, draft: Draft, changed: int) -> None:
         """Forget what the limits no longer keep. `changed` counts the changes of the entry at hand, whose
         change record must be written."""
         budget = CHANGES_PER_ENTRY + 2 * changed
         while budget > 0:
-            if len(self._oldest) < 2 and not self._read_ahead(batch):
+            if len(self._oldest) < 2 and not self._read_ahead(draft):
                 return
             oldest, following = self._oldest[0], self._oldest[1]
-            is_far_back = following.first_revision + batch.limits.history_revisions <= batch.revision
-            is_long_ago = following.head.clock_ms + batch.limits.history_ms < batch.clock_ms
+            is_far_back = following.first_revision + draft.limits.history_revisions <= draft.revision
+            is_long_ago = following.head.clock_ms + draft.limits.history_ms < draft.clock_ms
             if not (is_far_back or is_long_ago):
                 return
             for other in oldest.head.others:
-                batch.writes[other] = None
-            batch.writes[oldest.key] = None
-            batch.compacted = following.first_revision
+                draft.writes[other] = None
+            draft.writes[oldest.key] = None
+            draft.compacted = following.first_revision
             budget -= oldest.head.change_count
             self._oldest.popleft()
 
-    def _read_ahead(self, batch: Batch) -> bool:
+    def _read_ahead(self, draft: Draft) -> bool:
         """Have the two oldest records at hand; False if there are not two."""
         start = keys.CHANGE
         if self._oldest:
             last = self._oldest[-1]
-            if last.head.last_revision == batch.revision:
+            if last.head.last_revision == draft.revision:
                 return False
             start = last.key + b"\x00"
-        for key, record in batch.scan(start, keys.CHANGE_END):
+        for key, record in draft.scan(start, keys.CHANGE_END):
             first_revision = int.from_bytes(key[1:], "big")
             self._oldest.append(_Record(key, first_revision, records.unpack_change_head(record)))
             if len(self._oldest) >= _RECORDS_AHEAD:

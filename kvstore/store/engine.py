@@ -2,14 +2,14 @@
 
 An engine keeps bytes under bytes in key order, and knows nothing of what they mean. It promises little:
 
-- `write` is atomic: after a crash all of a batch is there or nothing of it, and if a batch is there, so
+- `write` is atomic: after a crash all of a write is there or nothing of it, and if one is there, so
   are all earlier ones. It is *not* durable; the Raft log is what brings back what a crash took.
 - `flush` makes everything written before the call durable. Only below what a flush covered may the Raft
   log be cut.
 - `flush` and `checkpoint` block and may run in a thread beside reads and writes. All else belongs to
   one thread.
 
-An engine reports failure as `DiskFull` (nothing of the batch is in, the same call may be repeated) or as
+An engine reports failure as `DiskFull` (nothing of the write is in, the same call may be repeated) or as
 `Fatal`.
 """
 

@@ -2,7 +2,7 @@
 
 | key | record |
 |---|---|
-| `m` | counters and the applied position, rewritten by every batch (`records.Meta`) |
+| `m` | counters and the applied position, rewritten by every apply (`records.Meta`) |
 | `mc` | the Raft configuration in force at the applied index |
 | `ml` | the replicated limits (`limits.StoreLimits`) |
 | `h` key | the key's head: its newest version (`records.pack_head`) |

@@ -9,9 +9,9 @@ The host that owns the replica drives it from one thread:
   `durable_applied`.
 
 Apply is deterministic: entry and replicated state, nothing else. A failure that is part of an op's meaning
-is a result. A full disk is raised as `DiskFull`: nothing of the batch is in and the same entries may
+is a result. A full disk is raised as `DiskFull`: nothing of the draft is in and the same entries may
 be applied again. Anything else is `Fatal` (`Corrupt` if the tablet is damaged):
-nothing of the batch is in, and this replica must stop.
+nothing of the draft is in, and this replica must stop.
 
 What it does not do: read a clock, know about Raft beyond the entry, decide what a caller may do.
 """
@@ -26,8 +26,8 @@ import msgspec
 from kvstore.errors import Corrupt, DiskFull, Fatal
 from kvstore.raft.messages import CONFIGURATION, NORMAL, Configuration, Entry, SnapshotMeta
 from kvstore.store import commands, keys, mvcc, queries, records
-from kvstore.store.batch import Batch
 from kvstore.store.compaction import Compaction
+from kvstore.store.draft import Draft
 from kvstore.store.engine import Engine, Engines
 from kvstore.store.heads import Heads
 from kvstore.store.limits import StoreLimits
@@ -126,29 +126,29 @@ class Machine:
         try:
             payloads = [_decode_payload(entry.payload) if entry.kind == NORMAL else None for entry in entries]
             heads = self._heads.get_all(mvcc.heads_of(payloads))
-            batch = Batch(self._engine, self._meta, self.limits, heads)
+            draft = Draft(self._engine, self._meta, self.limits, heads)
             results = []
             for entry, payload in zip(entries, payloads, strict=True):
                 answers: list[CommandResult] = []
                 if payload is not None:
-                    answers = self._apply_commands(batch, payload)
+                    answers = self._apply_commands(draft, payload)
                 elif entry.kind == CONFIGURATION:
                     configuration = _decode_configuration(entry.payload)
-                    batch.writes[keys.CONFIGURATION] = entry.payload
-                batch.finish_entry(entry.index, entry.term)
+                    draft.writes[keys.CONFIGURATION] = entry.payload
+                draft.finish_entry(entry.index, entry.term)
                 results.append(answers)
-            meta = batch.meta(entries[-1].index, entries[-1].term)
-            batch.pending[keys.META] = meta.pack()
-            self._engine.write(batch.pending)
+            meta = draft.meta(entries[-1].index, entries[-1].term)
+            draft.pending[keys.META] = meta.pack()
+            self._engine.write(draft.pending)
         except Exception as error:
             self._give_up(entries, error)
             raise
         self._meta = meta
         self.configuration = configuration
-        self.limits = batch.limits
+        self.limits = draft.limits
         self.is_empty = False
-        self._heads.keep(batch.heads)
-        self._sessions.between_batches()
+        self._heads.keep(draft.heads)
+        self._sessions.between_drafts()
         return results
 
     def _check_order(self, entries: Sequence[Entry]) -> None:
@@ -170,22 +170,22 @@ class Machine:
         self._failure = f"cannot apply {span} to {self._engine.directory}: {error!r}"
         raise (Corrupt if isinstance(error, Corrupt) else Fatal)(self._failure) from error
 
-    def _apply_commands(self, batch: Batch, payload: list[Any]) -> list[CommandResult]:
+    def _apply_commands(self, draft: Draft, payload: list[Any]) -> list[CommandResult]:
         clock_ms = payload[0]
-        if clock_ms > batch.clock_ms:
-            batch.clock_ms = clock_ms
+        if clock_ms > draft.clock_ms:
+            draft.clock_ms = clock_ms
         answers: list[CommandResult] = []
         for position in range(1, len(payload)):
             command = payload[position]
             if command[0] is None:
                 del command[0]
-                answers.append(CommandResult(False, mvcc.apply_ops(batch, command)))
+                answers.append(CommandResult(False, mvcc.apply_ops(draft, command)))
             else:
-                answers.append(self._sessions.run(batch, command))
-        changed = len(batch.changes) // CHANGE_FIELDS
-        batch.close_changes()
-        self._compaction.step(batch, changed)
-        self._sessions.expire(batch)
+                answers.append(self._sessions.run(draft, command))
+        changed = len(draft.changes) // CHANGE_FIELDS
+        draft.close_changes()
+        self._compaction.step(draft, changed)
+        self._sessions.expire(draft)
         return answers
 
     def query(self, query: list[Any]) -> Any:

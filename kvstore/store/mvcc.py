@@ -1,4 +1,4 @@
-"""What each op does to a tablet. Deterministic: the batch and the op are all it looks at.
+"""What each op does to a tablet. Deterministic: the draft and the op are all it looks at.
 
 A write of a key replaces its head. The old head goes, as it is, into the entry's change record, so that
 history costs no record of its own; marks lead to it (`records.MARK_EVERY`). Every op that changes
@@ -14,7 +14,7 @@ import msgspec
 
 from kvstore.errors import Fatal
 from kvstore.store import commands, keys, records
-from kvstore.store.batch import Batch
+from kvstore.store.draft import Draft
 from kvstore.store.limits import StoreLimits
 from kvstore.store.records import (
     CHANGE_DELETE,
@@ -50,27 +50,27 @@ def heads_of(payloads: list[list[Any] | None]) -> list[bytes]:
     ]
 
 
-def apply_ops(batch: Batch, ops: list[commands.Op]) -> list[Result]:
+def apply_ops(draft: Draft, ops: list[commands.Op]) -> list[Result]:
     results: list[Result] = []
     position = 0
     while position < len(ops):
         op = ops[position]
         if op[0] == commands.PUT and len(op) == 3:
-            position = _apply_plain_puts(batch, ops, position, results)
+            position = _apply_plain_puts(draft, ops, position, results)
             continue
         apply = _APPLY.get(op[0])
         if apply is None:
             raise Fatal(f"entry holds op {op[0]}, which this program does not know")
-        results.append(apply(batch, op))
+        results.append(apply(draft, op))
         position += 1
     return results
 
 
-def _apply_plain_puts(batch: Batch, ops: list[commands.Op], position: int, results: list[Result]) -> int:
+def _apply_plain_puts(draft: Draft, ops: list[commands.Op], position: int, results: list[Result]) -> int:
     """The hot loop: a run of puts without options. Same effect as `_apply_put`, which a test compares."""
-    heads, writes = batch.heads, batch.writes
-    changed, answer = batch.changes.extend, results.append
-    revision, created = batch.revision, 0
+    heads, writes = draft.heads, draft.writes
+    changed, answer = draft.changes.extend, results.append
+    revision, created = draft.revision, 0
     count = len(ops)
     while position < count:
         op = ops[position]
@@ -82,7 +82,7 @@ def _apply_plain_puts(batch: Batch, ops: list[commands.Op], position: int, resul
         record_key = b"h" + key
         old = heads.get(record_key, _UNKNOWN)
         if old is _UNKNOWN:
-            old = batch.head(record_key)
+            old = draft.head(record_key)
         if old is None:
             created += 1
             writes[record_key] = heads[record_key] = pack_plain_head(0, revision, revision, 1) + op[2]
@@ -95,11 +95,11 @@ def _apply_plain_puts(batch: Batch, ops: list[commands.Op], position: int, resul
                 pack_plain_head(0, revision, create_revision, version) + op[2]
             )
             if version % MARK_EVERY == 0 or len(old) > INLINE_BYTES_MAX:  # type: ignore[arg-type]
-                old = batch.keep_old(key, old, revision, version % MARK_EVERY == 0)  # type: ignore[arg-type]
+                old = draft.keep_old(key, old, revision, version % MARK_EVERY == 0)  # type: ignore[arg-type]
             changed((key, replaced, 0, old))
             answer([0, revision, version, False, None])
-    batch.revision = revision
-    batch.key_count += created
+    draft.revision = revision
+    draft.key_count += created
     return position
 
 
@@ -119,62 +119,62 @@ def _refusal(old: bytes | None, options: dict[str, Any]) -> Result | None:
 
 
 def _write_head(
-    batch: Batch, key: bytes, old: bytes | None, value: bytes, attributes: Attributes
+    draft: Draft, key: bytes, old: bytes | None, value: bytes, attributes: Attributes
 ) -> tuple[int, int]:
     """Make `value` the key's newest version. Returns its revision and version."""
-    revision = batch.revision = batch.revision + 1
+    revision = draft.revision = draft.revision + 1
     if old is None:
         replaced, create_revision, version = 0, revision, 1
         kept: bytes | bool | None = None
-        batch.key_count += 1
+        draft.key_count += 1
     else:
         _, replaced, create_revision, version = unpack_head(old)
         version += 1
-        kept = batch.keep_old(key, old, revision, version % MARK_EVERY == 0)
-    batch.set_head(b"h" + key, records.pack_head(revision, create_revision, version, value, attributes))
-    batch.changes.extend((key, replaced, CHANGE_PUT, kept))
+        kept = draft.keep_old(key, old, revision, version % MARK_EVERY == 0)
+    draft.set_head(b"h" + key, records.pack_head(revision, create_revision, version, value, attributes))
+    draft.changes.extend((key, replaced, CHANGE_PUT, kept))
     return revision, version
 
 
-def _apply_put(batch: Batch, op: commands.Op) -> Result:
+def _apply_put(draft: Draft, op: commands.Op) -> Result:
     key, value = op[1], op[2]
     options = (op[3] if len(op) > 3 else None) or _NO_OPTIONS
-    old = batch.head(b"h" + key)
+    old = draft.head(b"h" + key)
     refusal = _refusal(old, options)
     if refusal is not None:
         return refusal
     content_type = options.get("content_type")
     attributes = Attributes(content_type) if content_type else NO_ATTRIBUTES
-    revision, version = _write_head(batch, key, old, value, attributes)
+    revision, version = _write_head(draft, key, old, value, attributes)
     prev = records.item(old) if old is not None and options.get("prev") else None
     return [OK, revision, version, old is None, prev]
 
 
-def _apply_delete(batch: Batch, op: commands.Op) -> Result:
+def _apply_delete(draft: Draft, op: commands.Op) -> Result:
     key = op[1]
     options = (op[2] if len(op) > 2 else None) or _NO_OPTIONS
-    old = batch.head(b"h" + key)
+    old = draft.head(b"h" + key)
     refusal = _refusal(old, options)
     if refusal is not None:
         return refusal
     if old is None:
-        return [OK, batch.revision, 0, None]
-    batch.revision += 1
-    _remove(batch, key, old, CHANGE_DELETE)
-    return [OK, batch.revision, 1, records.item(old) if options.get("prev") else None]
+        return [OK, draft.revision, 0, None]
+    draft.revision += 1
+    _remove(draft, key, old, CHANGE_DELETE)
+    return [OK, draft.revision, 1, records.item(old) if options.get("prev") else None]
 
 
-def _remove(batch: Batch, key: bytes, old: bytes, kind: int) -> None:
-    """Remove a present key at `batch.revision`."""
-    kept = batch.keep_old(key, old, batch.revision, True)
-    batch.set_head(b"h" + key, None)
-    batch.key_count -= 1
-    batch.changes.extend((key, unpack_head(old)[1], kind, kept))
+def _remove(draft: Draft, key: bytes, old: bytes, kind: int) -> None:
+    """Remove a present key at `draft.revision`."""
+    kept = draft.keep_old(key, old, draft.revision, True)
+    draft.set_head(b"h" + key, None)
+    draft.key_count -= 1
+    draft.changes.extend((key, unpack_head(old)[1], kind, kept))
 
 
-def _apply_incr(batch: Batch, op: commands.Op) -> Result:
+def _apply_incr(draft: Draft, op: commands.Op) -> Result:
     _, key, by, low, high = op
-    old = batch.head(b"h" + key)
+    old = draft.head(b"h" + key)
     value, attributes = records.value_and_attributes(old) if old is not None else (b"0", NO_ATTRIBUTES)
     current = decimal(value)
     if current is None:
@@ -186,7 +186,7 @@ def _apply_incr(batch: Batch, op: commands.Op) -> Result:
         or (high is not None and total > high)
     ):
         return [OUT_OF_RANGE, current]
-    revision, _ = _write_head(batch, key, old, b"%d" % total, attributes)
+    revision, _ = _write_head(draft, key, old, b"%d" % total, attributes)
     return [OK, revision, total]
 
 
@@ -200,13 +200,13 @@ def decimal(value: bytes) -> int | None:
     return parsed
 
 
-def _apply_delete_range(batch: Batch, op: commands.Op) -> Result:
+def _apply_delete_range(draft: Draft, op: commands.Op) -> Result:
     start, end = op[1], op[2]
     options = (op[3] if len(op) > 3 else None) or _NO_OPTIONS
     limit = min(options.get("limit", RANGE_KEYS_MAX), RANGE_KEYS_MAX)
     found: list[tuple[bytes, bytes]] = []
     byte_count, has_more = 0, False
-    for record_key, record in batch.scan(b"h" + start, keys.HEAD_END if end is None else b"h" + end):
+    for record_key, record in draft.scan(b"h" + start, keys.HEAD_END if end is None else b"h" + end):
         if len(found) >= limit or byte_count >= RANGE_BYTES_MAX:
             has_more = True
             break
@@ -214,20 +214,20 @@ def _apply_delete_range(batch: Batch, op: commands.Op) -> Result:
         byte_count += len(record)
     kind = CHANGE_DELETE
     if found:
-        batch.revision += 1
+        draft.revision += 1
     for key, record in found:
-        _remove(batch, key, record, kind)
+        _remove(draft, key, record, kind)
         kind = CHANGE_DELETE | SAME_REVISION
-    return [OK, batch.revision, len(found), has_more]
+    return [OK, draft.revision, len(found), has_more]
 
 
-def _apply_limits(batch: Batch, op: commands.Op) -> Result:
-    batch.limits = msgspec.convert(op[1], StoreLimits)
-    batch.writes[keys.LIMITS] = records.pack_limits(batch.limits)
-    return [OK, batch.revision]
+def _apply_limits(draft: Draft, op: commands.Op) -> Result:
+    draft.limits = msgspec.convert(op[1], StoreLimits)
+    draft.writes[keys.LIMITS] = records.pack_limits(draft.limits)
+    return [OK, draft.revision]
 
 
-_APPLY: Final[dict[int, Callable[[Batch, commands.Op], Result]]] = {
+_APPLY: Final[dict[int, Callable[[Draft, commands.Op], Result]]] = {
     commands.PUT: _apply_put,
     commands.DELETE: _apply_delete,
     commands.INCR: _apply_incr,

@@ -142,7 +142,7 @@ _META: Final = struct.Struct(">BQQQQQQQI")
 
 
 class Meta(NamedTuple):
-    """Where a tablet stands. Written with every batch, so that it is exactly as old as its data."""
+    """Where a tablet stands. Written by every apply, so that it is exactly as old as its data."""
 
     applied: int = 0
     applied_term: int = 0

@@ -13,7 +13,7 @@ What keeps a write from happening twice although records go:
 An `Idempotency-Key` is a session of its own with the one sequence 0 and the hash of the request's body.
 
 All of this is replicated state and lives in the tablet; the objects here only mirror it, are built when
-first needed, and are dropped whole when a batch fails. Expiry is paced: a few sessions per entry.
+first needed, and are dropped whole when a draft fails. Expiry is paced: a few sessions per entry.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kvstore.store import keys, records
-from kvstore.store.batch import Batch
+from kvstore.store.draft import Draft
 from kvstore.store.engine import Engine
 from kvstore.store.mvcc import apply_ops
 from kvstore.store.records import SessionHeader
@@ -38,7 +38,7 @@ SESSION_BYTES: Final = 128
 """What a session counts against the caps besides its kept results."""
 EXPIRED_PER_ENTRY: Final = 8
 MIRRORED_MAX: Final = 16_384
-"""Sessions plus kept results mirrored in memory, checked between batches."""
+"""Sessions plus kept results mirrored in memory, checked between drafts."""
 
 _NEVER: Final = 1 << 64
 
@@ -74,43 +74,43 @@ class Sessions:
         self._bytes_of: dict[bytes, int] | None = None
         self._next_due_ms = 0
 
-    def between_batches(self) -> None:
+    def between_drafts(self) -> None:
         """Bound the memory of the mirrors. Only now does the engine hold everything they say."""
         if len(self._mirrors) + self._mirrored_results > MIRRORED_MAX:
             self._mirrors = {}
             self._mirrored_results = 0
 
-    def run(self, batch: Batch, command: list[Any]) -> CommandResult:
+    def run(self, draft: Draft, command: list[Any]) -> CommandResult:
         """Execute what of an identified command has not been executed yet, and answer all of it."""
         session_id, sequence, first_index, acked_below, since_ms, body_hash = command[0][:6]
         principal = command[0][6] if len(command[0]) > 6 else b""
         ops = command[1:]
-        session = self._find(batch, session_id, principal)
+        session = self._find(draft, session_id, principal)
         if not ops:
             if session.exists:
-                self._settle(batch, session_id, session, acked_below, session.newest)
+                self._settle(draft, session_id, session, acked_below, session.newest)
             return CommandResult(False, [])
-        is_stale = since_ms is not None and batch.clock_ms - since_ms > batch.limits.session_lifetime_ms // 2
+        is_stale = since_ms is not None and draft.clock_ms - since_ms > draft.limits.session_lifetime_ms // 2
         if sequence < max(session.floor, acked_below) or (is_stale and not session.exists):
             return _all(SESSION_UNKNOWN, ops)
         if sequence in session.kept:
-            return self._resume(batch, command, session, is_stale)
+            return self._resume(draft, command, session, is_stale)
         if is_stale:
             return _all(SESSION_UNKNOWN, ops)
         if not session.exists:
-            if not self._has_room(batch, principal):
+            if not self._has_room(draft, principal):
                 return _all(SESSION_CAP, ops)
-            self._create(batch, session_id, session)
-        results = apply_ops(batch, ops)
-        self._keep(batch, session_id, session, sequence, body_hash, [[first_index, results]])
-        self._settle(batch, session_id, session, acked_below, sequence)
+            self._create(draft, session_id, session)
+        results = apply_ops(draft, ops)
+        self._keep(draft, session_id, session, sequence, body_hash, [[first_index, results]])
+        self._settle(draft, session_id, session, acked_below, sequence)
         return CommandResult(False, results)
 
-    def _resume(self, batch: Batch, command: list[Any], session: Session, is_stale: bool) -> CommandResult:
+    def _resume(self, draft: Draft, command: list[Any], session: Session, is_stale: bool) -> CommandResult:
         """A request of which at least a part was executed: do the rest, answer all."""
         session_id, sequence, first_index, acked_below, _, body_hash = command[0][:6]
         ops = command[1:]
-        record = batch.get(keys.result(session_id, sequence))
+        record = draft.get(keys.result(session_id, sequence))
         assert record is not None, "a mirrored result has no record"
         _, kept_hash, runs = records.unpack_result(record)
         if body_hash is not None and kept_hash is not None and body_hash != kept_hash:
@@ -120,27 +120,27 @@ class Sessions:
         }
         missing = [index for index in range(first_index, first_index + len(ops)) if index not in known]
         if not missing:
-            self._settle(batch, session_id, session, acked_below, sequence)
+            self._settle(draft, session_id, session, acked_below, sequence)
             return CommandResult(True, [known[first_index + offset] for offset in range(len(ops))])
         if is_stale:
             fresh: dict[int, Result] = {index: [SESSION_UNKNOWN] for index in missing}
         else:
-            executed = apply_ops(batch, [ops[index - first_index] for index in missing])
+            executed = apply_ops(draft, [ops[index - first_index] for index in missing])
             fresh = dict(zip(missing, executed, strict=True))
             runs = _runs(known | fresh)
-            self._keep(batch, session_id, session, sequence, kept_hash or body_hash, runs)
-        self._settle(batch, session_id, session, acked_below, sequence)
+            self._keep(draft, session_id, session, sequence, kept_hash or body_hash, runs)
+        self._settle(draft, session_id, session, acked_below, sequence)
         known |= fresh
         return CommandResult(False, [known[first_index + offset] for offset in range(len(ops))])
 
-    def _find(self, batch: Batch, session_id: bytes, principal: bytes) -> Session:
+    def _find(self, draft: Draft, session_id: bytes, principal: bytes) -> Session:
         """The session's mirror; one that does not exist yet belongs to `principal`."""
         session = self._mirrors.get(session_id)
         if session is not None:
             if not session.exists:
                 session.principal = principal
             return session
-        # Whatever this batch wrote of a session left its mirror here, so the engine is up to date.
+        # Whatever this draft wrote of a session left its mirror here, so the engine is up to date.
         record = self._engine.get(keys.session(session_id))
         session = Session(principal)
         if record is not None:
@@ -161,47 +161,47 @@ class Sessions:
         ]
         return {sequence: (clock_ms, byte_count) for clock_ms, sequence, byte_count in sorted(found)}
 
-    def _create(self, batch: Batch, session_id: bytes, session: Session) -> None:
+    def _create(self, draft: Draft, session_id: bytes, session: Session) -> None:
         session.exists = True
-        due_ms = batch.clock_ms + batch.limits.session_lifetime_ms
-        batch.writes[keys.expiry(due_ms, session_id)] = b""
+        due_ms = draft.clock_ms + draft.limits.session_lifetime_ms
+        draft.writes[keys.expiry(due_ms, session_id)] = b""
         self._next_due_ms = min(self._next_due_ms, due_ms)
-        self._count(batch, session, SESSION_BYTES)
+        self._count(draft, session, SESSION_BYTES)
 
-    def _has_room(self, batch: Batch, principal: bytes) -> bool:
-        limits = batch.limits
-        if batch.session_bytes + SESSION_BYTES > limits.sessions_bytes_max:
+    def _has_room(self, draft: Draft, principal: bytes) -> bool:
+        limits = draft.limits
+        if draft.session_bytes + SESSION_BYTES > limits.sessions_bytes_max:
             return False
         return self._usage().get(principal, 0) + SESSION_BYTES <= limits.session_share_bytes_max
 
     def _keep(
         self,
-        batch: Batch,
+        draft: Draft,
         session_id: bytes,
         session: Session,
         sequence: int,
         body_hash: bytes | None,
         runs: list[list[Any]],
     ) -> None:
-        record = records.pack_result(batch.clock_ms, body_hash, runs)
-        if len(record) > batch.limits.result_bytes_max:
+        record = records.pack_result(draft.clock_ms, body_hash, runs)
+        if len(record) > draft.limits.result_bytes_max:
             slim = [[first, [_without_prev(result) for result in run]] for first, run in runs]
-            record = records.pack_result(batch.clock_ms, body_hash, slim)
-        batch.writes[keys.result(session_id, sequence)] = record
+            record = records.pack_result(draft.clock_ms, body_hash, slim)
+        draft.writes[keys.result(session_id, sequence)] = record
         _, replaced_bytes = session.kept.pop(sequence, (0, 0))
-        session.kept[sequence] = (batch.clock_ms, len(record))
+        session.kept[sequence] = (draft.clock_ms, len(record))
         self._mirrored_results += not replaced_bytes
         session.kept_bytes += len(record) - replaced_bytes
-        self._count(batch, session, len(record) - replaced_bytes)
+        self._count(draft, session, len(record) - replaced_bytes)
 
     def _settle(
-        self, batch: Batch, session_id: bytes, session: Session, acked_below: int, sequence: int
+        self, draft: Draft, session_id: bytes, session: Session, acked_below: int, sequence: int
     ) -> None:
         """Move the floor, free what is below it or past its lifetime, write the header."""
         kept = session.kept
         session.newest = max(session.newest, sequence)
-        session.used_ms = batch.clock_ms
-        floor = max(session.floor, acked_below, session.newest + 1 - batch.limits.session_window)
+        session.used_ms = draft.clock_ms
+        floor = max(session.floor, acked_below, session.newest + 1 - draft.limits.session_window)
         freed: list[int] = []
         if floor > session.floor:
             if floor - session.floor <= len(kept):
@@ -209,7 +209,7 @@ class Sessions:
             else:
                 freed = [number for number in kept if number < floor]
             session.floor = floor
-        past_ms = batch.clock_ms - batch.limits.session_lifetime_ms
+        past_ms = draft.clock_ms - draft.limits.session_lifetime_ms
         for number, (clock_ms, _) in kept.items():
             if clock_ms >= past_ms:
                 break
@@ -217,25 +217,25 @@ class Sessions:
                 freed.append(number)
         if freed:
             freed.sort()
-            self._free(batch, session_id, session, freed)
-        batch.writes[keys.session(session_id)] = session.header()
+            self._free(draft, session_id, session, freed)
+        draft.writes[keys.session(session_id)] = session.header()
 
-    def _free(self, batch: Batch, session_id: bytes, session: Session, sequences: list[int]) -> None:
+    def _free(self, draft: Draft, session_id: bytes, session: Session, sequences: list[int]) -> None:
         byte_count = 0
         for number in sequences:
             byte_count += session.kept.pop(number)[1]
-            batch.writes[keys.result(session_id, number)] = None
+            draft.writes[keys.result(session_id, number)] = None
         self._mirrored_results -= len(sequences)
         session.kept_bytes -= byte_count
-        self._count(batch, session, -byte_count)
+        self._count(draft, session, -byte_count)
 
-    def _count(self, batch: Batch, session: Session, byte_count: int) -> None:
-        batch.session_bytes += byte_count
+    def _count(self, draft: Draft, session: Session, byte_count: int) -> None:
+        draft.session_bytes += byte_count
         usage = self._usage()
         usage[session.principal] = usage.get(session.principal, 0) + byte_count
 
     def _usage(self) -> dict[bytes, int]:
-        """Bytes per principal. First built before anything of the batch at hand was counted."""
+        """Bytes per principal. First built before anything of the draft at hand was counted."""
         if self._bytes_of is None:
             usage: dict[bytes, int] = {}
             for _, record in self._engine.scan(keys.SESSION, keys.SESSION_END):
@@ -244,37 +244,37 @@ class Sessions:
             self._bytes_of = usage
         return self._bytes_of
 
-    def expire(self, batch: Batch) -> None:
+    def expire(self, draft: Draft) -> None:
         """Remove sessions whose lifetime has passed, at most `EXPIRED_PER_ENTRY` looked at.
 
         A session has one `e` record. It is due a lifetime after the session's first command; a session
         that was used since then gets a later one."""
-        if batch.clock_ms <= self._next_due_ms:
+        if draft.clock_ms <= self._next_due_ms:
             return
         due: list[bytes] = []
         self._next_due_ms = _NEVER
-        for key, _ in batch.scan(keys.EXPIRY, keys.EXPIRY_END):
+        for key, _ in draft.scan(keys.EXPIRY, keys.EXPIRY_END):
             due_ms, _ = keys.expiry_parts(key)
-            if due_ms >= batch.clock_ms or len(due) == EXPIRED_PER_ENTRY:
+            if due_ms >= draft.clock_ms or len(due) == EXPIRED_PER_ENTRY:
                 self._next_due_ms = due_ms
                 break
             due.append(key)
         for key in due:
             _, session_id = keys.expiry_parts(key)
-            batch.writes[key] = None
-            session = self._find(batch, session_id, b"")
-            again_ms = session.used_ms + batch.limits.session_lifetime_ms
-            if again_ms >= batch.clock_ms:
-                batch.writes[keys.expiry(again_ms, session_id)] = b""
+            draft.writes[key] = None
+            session = self._find(draft, session_id, b"")
+            again_ms = session.used_ms + draft.limits.session_lifetime_ms
+            if again_ms >= draft.clock_ms:
+                draft.writes[keys.expiry(again_ms, session_id)] = b""
                 self._next_due_ms = min(self._next_due_ms, again_ms)
             else:
-                self._remove(batch, session_id, session)
+                self._remove(draft, session_id, session)
 
-    def _remove(self, batch: Batch, session_id: bytes, session: Session) -> None:
-        self._free(batch, session_id, session, sorted(session.kept))
-        self._count(batch, session, -SESSION_BYTES)
-        batch.writes[keys.session(session_id)] = None
-        # Stays as the mirror of nothing: until the batch is written the engine still has the session.
+    def _remove(self, draft: Draft, session_id: bytes, session: Session) -> None:
+        self._free(draft, session_id, session, sorted(session.kept))
+        self._count(draft, session, -SESSION_BYTES)
+        draft.writes[keys.session(session_id)] = None
+        # Stays as the mirror of nothing: until the draft is written the engine still has the session.
         self._mirrors[session_id] = Session(b"")
 
 

@@ -24,7 +24,7 @@ _REMOVED: Final = b"\x00removed"
 _extend = google_crc32c.extend
 
 
-class Batch:
+class Draft:
     """Counters of `Meta` as they will be, and the writes that lead there."""
 
     __slots__ = (
