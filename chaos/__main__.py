@@ -84,9 +84,11 @@ def _run(options: argparse.Namespace) -> int:
             cluster.start()
             cluster.wait_until_served(60)
             outcome = asyncio.run(run(cluster, plan, directory / "history.jsonl", _say))
-        except TargetError as error:
-            print(f"violation: the cluster did not come back\n{error}")
-            return VIOLATION
+        except* TargetError as errors:
+            print(f"violation: the cluster did not come back\n{errors.exceptions[0]}")
+            outcome = None
+    if outcome is None:
+        return VIOLATION
     write_report(directory / "report.html", outcome)
     _print(outcome)
     print(f"report: {directory / 'report.html'}")

@@ -33,6 +33,8 @@ class End(NamedTuple):
     outcome: Outcome
     error: str
     node: str
+    is_doubtful: bool = False
+    """An earlier attempt was lost: what this answer says did not happen may have happened in that one."""
 
 
 class Caller:
@@ -169,7 +171,8 @@ class Caller:
                 error, is_doubtful = f"lost: {failure}", is_doubtful or is_write
             else:
                 if reply.status < 300 or reply.status in (404, 412):
-                    return End(reply, "conflict" if reply.status == 412 else "ok", "", node)
+                    outcome: Outcome = "conflict" if reply.status == 412 else "ok"
+                    return End(reply, outcome, "", node, is_doubtful)
                 error = _code(reply)
                 if _is_final(reply):
                     if error != "disk-full":
@@ -200,8 +203,10 @@ class Caller:
             told = _picked(result, "current_revision")
             self._complete(operation, End(end.reply, "conflict", "", end.node), told)
         else:
-            outcome: Outcome = "unknown" if code == "outcome-unknown" or status == 500 else "refused"
-            self._complete(operation, End(end.reply, outcome, code, end.node), None)
+            is_doubtful = end.is_doubtful or code == "outcome-unknown" or status == 500
+            if status == 500:
+                self.unexpected[f"500 in a batch: {code}"] += 1
+            self._complete(operation, End(None, "unknown" if is_doubtful else "refused", code, end.node), None)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
