@@ -338,7 +338,10 @@ def _identity_of_key(key: str, method: str, target: str, body: bytes, since_ms: 
 def seal(kind: str, content: list[Any]) -> str:
     """An opaque string that `unseal` of the same kind takes apart again."""
     packed = msgspec.msgpack.encode([kind, *content])
-    framed = packed + binascii.crc32(packed).to_bytes(4, "big")
+    return _to_text(packed + binascii.crc32(packed).to_bytes(4, "big"))
+
+
+def _to_text(framed: bytes) -> str:
     return binascii.b2a_base64(framed, newline=False).translate(_TO_URL_SAFE).rstrip(b"=").decode()
 
 
@@ -352,6 +355,8 @@ def unseal(kind: str, text: str) -> list[Any]:
         packed, check = framed[:-4], framed[-4:]
         if binascii.crc32(packed).to_bytes(4, "big") != check:
             raise ValueError("check sum differs")
+        if _to_text(framed) != text:
+            raise ValueError("not the way we write it")
         content = msgspec.msgpack.decode(packed)
     except (ValueError, msgspec.MsgspecError, RecursionError):
         raise InvalidArgument(f"the {kind} is not one this service gave out") from None
