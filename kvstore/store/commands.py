@@ -38,7 +38,7 @@ LIMITS: Final = 5
 
 INT64_MIN: Final = -(1 << 63)
 INT64_MAX: Final = (1 << 63) - 1
-SESSION_BYTES_MAX: Final = 64
+SESSION_BYTES_MAX: Final = 80
 PRINCIPAL_BYTES_MAX: Final = 64
 
 Op = list[Any]

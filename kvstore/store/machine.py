@@ -189,15 +189,18 @@ class Machine:
         return answers
 
     def query(self, query: list[Any]) -> Any:
-        """Answer a read from the applied state, see `queries`."""
-        if query[0] == "get" and (len(query) == 2 or query[2] is None):
+        """Answer a read from the applied state, see `queries`. Present values of keys go by the hot heads.
+
+        Raises: Compacted, RevisionInFuture, InvalidArgument; Fatal or Corrupt if the tablet fails."""
+        name = query[0]
+        if name == "get" and (len(query) == 2 or query[2] is None):
             head = self._heads.get(b"h" + query[1])
             return None if head is None else records.item(head)
-        if query[0] == "gets":
-            names = [b"h" + key for key in query[1]]
-            heads = self._heads.get_all(names)
-            found = (heads[name] for name in names)
-            return [None if record is None else records.item(record) for record in found]
+        if name == "gets":
+            record_keys = [b"h" + key for key in query[1]]
+            heads = self._heads.get_all(record_keys)
+            found = [heads[record_key] for record_key in record_keys]
+            return [None if head is None else records.item(head) for head in found]
         return queries.run(self._engine, self._meta, query)
 
     def limits_to_propose(self) -> bytes | None:

@@ -105,7 +105,7 @@ def test_what_apply_could_not_carry_out_is_refused(op: Any) -> None:
         [],
         [b"s"],
         [b"", 1, 0, 0],
-        [b"s" * 65, 1, 0, 0],
+        [b"s" * 81, 1, 0, 0],
         ["s", 1, 0, 0],
         [b"s", -1, 0, 0],
         [b"s", 1, 0, 1 << 63],

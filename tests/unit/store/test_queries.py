@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.errors import Compacted, InvalidArgument, RevisionInFuture
-from kvstore.store import StoreLimits, commands
+from kvstore.store import StoreLimits, commands, queries
 from tests.support.tablets import MakeTablet, Tablet
 
 
@@ -111,6 +111,16 @@ def test_a_read_outside_the_history_says_which_way(make_tablet: MakeTablet) -> N
         tablet.get(b"a", 11)
     with pytest.raises(RevisionInFuture):
         tablet.scan(revision=11)
+
+
+def test_gets_answers_in_order_with_gaps_and_repeats(tablet: Tablet) -> None:
+    fill(tablet, "ab")
+    answers = tablet.machine.query(["gets", [b"b", b"x", b"a", b"b"]])
+    assert [one and one[0] for one in answers] == [b"bb", None, b"aa", b"bb"]
+    assert answers == queries.run(
+        tablet.machine._engine, tablet.machine._meta, ["gets", [b"b", b"x", b"a", b"b"]]
+    )
+    assert tablet.machine.query(["gets", []]) == []
 
 
 def test_an_unknown_query_is_refused(tablet: Tablet) -> None:
