@@ -256,8 +256,12 @@ class Host:
         if replica.reads_indexed:
             replica.answer_indexed_reads()
         self._extend_lease(replica)
-        if more or replica.core.has_ready() or (replica.reads_new and not replica.reads_confirming):
+        if more or replica.core.has_ready() or self._may_confirm(replica):
             self.mark_dirty(replica)
+
+    @staticmethod
+    def _may_confirm(replica: Replica) -> bool:
+        return bool(replica.led_term is not None and replica.reads_new and not replica.reads_confirming)
 
     def halt(self, replica: Replica, reason: str) -> None:
         """Take one damaged replica out of service, loudly; other shards go on."""
@@ -314,7 +318,7 @@ class Host:
                 replica.core.quiet = True
             replica.core.tick()
             replica.expire_calls(now)
-            if replica.core.has_ready():
+            if replica.core.has_ready() or replica.queue:
                 self.mark_dirty(replica)
             else:
                 self._watch_role(replica)

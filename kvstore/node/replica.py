@@ -127,11 +127,17 @@ class Replica:
                 for call in calls:
                     call.fail(Overloaded(str(dropped), retry_after=1))
             except NotLeader:
-                for call in calls:
-                    call.stage = Stage.WAITING
-                    self.reroute(call)
+                # Leadership is being handed over: they wait for the outcome, here or at the next leader.
+                self._put_back(calls)
+                return
             else:
                 self.in_flight[index] = (term, calls)
+
+    def _put_back(self, calls: list[Call]) -> None:
+        for call in reversed(calls):
+            call.stage = Stage.WAITING
+            self.queue.appendleft(call)
+            self.queue_bytes += len(call.payload)
 
     def _next_batch(self) -> list[Call]:
         limits, queue = self.limits, self.queue

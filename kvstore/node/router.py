@@ -26,6 +26,9 @@ from kvstore.store.results import CommandResult
 from kvstore.types import LogIndex, NodeId, ShardId, node_of
 from kvstore.wire import peer
 
+REMEMBERED_FORWARDS = 8192
+"""Forwarded writes without identity whose ids are kept, so that a repeated frame is not a second write."""
+
 INDEX_RETRY_S = 0.25
 """An index request unanswered for this long is asked again: reads repeat safely."""
 
@@ -60,6 +63,7 @@ class Router:
         self._parked: dict[ShardId, list[Call]] = {}
         self._forwards: dict[int, Forward] = {}
         self._index_asks: dict[int, IndexAsk] = {}
+        self._seen: dict[tuple[NodeId, int], None] = {}
         self._next_id = host.runtime.dice.getrandbits(48)
         self.is_read_only = False
         """The disk is nearly full: writes that grow are refused here."""
@@ -253,11 +257,21 @@ class Router:
     # ---- forwarded operations --------------------------------------------------------------------
 
     def _on_forward_write(self, node: NodeId, message: peer.ForwardWrite) -> None:
+        if not message.identified and not self._is_first(node, message.id):
+            return
         deadline = self._now() + message.timeout_ms / 1000
         done = self._replier(node, message.id, lambda answer: (answer.result, answer.clock_ms))
         self.dispatch(
             Call(message.shard, message.command, deadline, done, identified=message.identified, is_forwarded=True)
         )
+
+    def _is_first(self, node: NodeId, number: int) -> bool:
+        if (node, number) in self._seen:
+            return False
+        self._seen[node, number] = None
+        if len(self._seen) > REMEMBERED_FORWARDS:
+            del self._seen[next(iter(self._seen))]
+        return True
 
     def _on_forward_read(self, node: NodeId, message: peer.ForwardRead) -> None:
         deadline = self._now() + message.timeout_ms / 1000

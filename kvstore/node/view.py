@@ -93,7 +93,7 @@ class NodeView:
         statuses = await self._node.status.ask_all()
         led = _newest_leaders(statuses)
         leaderless = [shard for shard in self._node.shard_map.shards if shard not in led]
-        down = [row.id for row in self.nodes() if not row.is_up]
+        down = [row.id for row in self.nodes() if not row.up]
         damaged = any(status.damaged for status in statuses.values())
         health = "unavailable" if leaderless else "degraded" if down or damaged else "ok"
         meta = led.get(META_SHARD)

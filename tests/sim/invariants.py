@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvstore.raft import Core
 from kvstore.raft.invariants import ClusterHistory, InvariantViolated, View, check, check_cluster
 from kvstore.types import ShardId
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Process, SimCluster
+
+
+def _mark(core: Core) -> tuple[object, ...]:
+    """Changes whenever anything changed that a claim is about."""
+    log = core.log
+    return (
+        core.term,
+        core.vote,
+        core.role,
+        core.leader,
+        core.commit,
+        core.applied_index,
+        core.round,
+        core.configuration,
+        core.lease_forbidden,
+        log.last_index,
+        log.synced,
+        log.taken,
+        log.base_index,
+        log.truncations,
+        len(log.flights),
+    )
 
 
 class ClusterInvariants:
@@ -20,6 +43,7 @@ class ClusterInvariants:
         self._views: dict[tuple[int, ShardId], View] = {}
         self._histories: dict[ShardId, ClusterHistory] = {}
         self._hashes: dict[tuple[ShardId, int], int] = {}
+        self._marks: dict[tuple[int, ShardId], tuple[object, ...]] = {}
         self.checks = 0
 
     def after_event(self) -> None:
@@ -38,12 +62,12 @@ class ClusterInvariants:
         for replica in process.replicas():
             core = replica.core
             key = (id(process), replica.shard)
-            previous = self._views.get(key)
-            view = check(core, previous)
-            if view == previous:
+            mark = _mark(core)
+            if self._marks.get(key) == mark:
                 continue
+            self._marks[key] = mark
             self.checks += 1
-            self._views[key] = view
+            self._views[key] = check(core, self._views.get(key))
             self._histories[replica.shard] = check_cluster([core], self._histories.get(replica.shard))
             self._check_hash(replica.shard, replica.machine.applied, replica.machine.state_hash)
 

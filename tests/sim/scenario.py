@@ -95,8 +95,16 @@ class Scenario:
             self.world.after(self.dice.uniform(0, 1.0), self._start, name)
 
     def _start(self, name: NodeId) -> None:
-        if name not in self.cluster.processes:
+        if name in self.cluster.processes:
+            return
+        try:
             self.cluster.start(name)
+        except (Fatal, OSError) as error:
+            # The disk failed while the log was being opened: like a process that exits at its start.
+            self.world.note(f"{name} does not start: {error!r}")
+            self.cluster.count("failed_starts")
+            self.cluster.machines[name].files.kill()
+            self.world.after(1.0, self._start, name)
 
     # ---- faults ----------------------------------------------------------------------------------
 
