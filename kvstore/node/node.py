@@ -8,7 +8,7 @@ the replicas that the log names, until `stop` or a fatal error.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kvstore.config import Config, agreed_facts, config_hash
@@ -69,6 +69,8 @@ class Node:
         self._addresses = addresses
         self._observe = observe
         self.on_member: Callable[[], None] = lambda: None
+        self.on_addresses: Callable[[], None] = lambda: None
+        """The address book has changed."""
         self.directory = DataDirectory.open(files, data, config.cluster, me)
         self.tablets = Tablets(files, data, me, engines.open)
         self.tablets.prepare()
@@ -104,6 +106,7 @@ class Node:
         )
         self.host.on_message[BootState] = self.boot_runner.on_message
         self.status = Status(self.host, transport)
+        self.host.on_message[peer.AddressBook] = lambda node, book: self.learn_addresses(book.addresses)
         self.host.on_message[peer.TransferRequest] = self._on_transfer
         self.host.on_message[peer.QuarantineNotice] = self._on_quarantine
         self.host.on_role_change = self._on_role_change
@@ -171,6 +174,7 @@ class Node:
         """A link to a peer came up."""
         self.boot_runner.greet(node)
         self.host.beats.forget(node)
+        self.host.post(node, Lane.CONTROL, self._addresses.as_message())
 
     def _create_replicas(self, identity: Identity, go_on: Callable[[], None]) -> None:
         """Replicas exist in the log before the identity says "member": a member whose log lacks them has
@@ -302,6 +306,19 @@ class Node:
             deadline = self.runtime.now() + self.config.timeouts.request_s
             replica.enqueue(Call(replica.shard, command, deadline, lambda answer, error: None))
             self.host.mark_dirty(replica)
+
+    def learn_addresses(self, heard: Iterable[peer.NodeAddress]) -> None:
+        """Take over newer addresses, so that a changed one needs no edited seed list."""
+        if not self._addresses.merge(heard, me=self.me):
+            return
+        self.on_addresses()
+        if self._is_hosting:
+            book = self._addresses.all()
+            self.runtime.in_thread(lambda: self.directory.save_addresses(book), self._addresses_saved, lane="files")
+
+    def _addresses_saved(self, _result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            log.warning("addresses could not be saved: %s", error)
 
     def address_of(self, node: NodeId) -> peer.NodeAddress | None:
         """Where the node last said it can be reached."""

@@ -56,7 +56,7 @@ class Router:
         self._transport = transport
         self._now = host.runtime.now
         self.shard_map = shard_map
-        self.shard_of = shard_map.shard_of
+        self.shard_of: Callable[[bytes], ShardId] = shard_map.shard_of
         self.homes: Mapping[ShardId, Sequence[NodeId]] = {}
         """The nodes of each shard, for shards without a replica here."""
         self._hints: dict[ShardId, NodeId] = {}

@@ -17,6 +17,7 @@ from kvstore.config import Config, config_hash, split_address
 from kvstore.errors import Fatal
 from kvstore.files import OsFiles, join
 from kvstore.node.aio_runtime import AioRuntime
+from kvstore.node.allocator import keep_large_blocks
 from kvstore.node.api import Api
 from kvstore.node.handshake import Addresses, Handshake
 from kvstore.node.http_server import HttpLimits, HttpServer
@@ -27,7 +28,7 @@ from kvstore.node.view import NodeView
 from kvstore.store.memory import MemoryEngines
 from kvstore.store.rocks import RocksEngines
 from kvstore.types import NodeId
-from kvstore.wire.peer import AddressBook, Hello
+from kvstore.wire.peer import NodeAddress
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,9 @@ class Server:
             loop.add_signal_handler(number, self._stopping.set)
         runtime = AioRuntime(loop)
         config, files = self._config, OsFiles()
-        addresses = Addresses()
         seeds = {NodeId(each.id): each for each in config.nodes}
         mine = seeds[self._me]
+        addresses = Addresses(NodeAddress(node, 0, each.peer, each.client) for node, each in seeds.items())
         handshake = Handshake(
             config.cluster,
             self._me,
@@ -70,7 +71,7 @@ class Server:
             lambda node, lane, frame: node_.host.on_frame(node, lane, frame),
             runtime.dice,
             LinkSettings(outbox_bytes_max=config.limits.peer_outbox_bytes_max),
-            on_hello=lambda hello: self._on_hello(hello, node_, addresses, links),
+            on_hello=lambda hello: node_.learn_addresses((hello.address,)),
             on_link=lambda node, is_up: node_.greet(node) if is_up else None,
         )
         engines = (
@@ -98,10 +99,8 @@ class Server:
         handshake.cluster_id = node_.boot.identity.cluster_id
         node_.on_member = on_member
         await self._listen(http, links, mine.client, mine.peer, bind)
-        links.set_addresses(
-            {node: addresses.get(node).peer if addresses.get(node) else each.peer  # type: ignore[union-attr]
-             for node, each in seeds.items() if node != self._me}
-        )
+        node_.on_addresses = lambda: links.set_addresses(addresses.peers(but=self._me))
+        node_.on_addresses()
         node_.start()
         gc.collect()
         gc.freeze()
@@ -128,10 +127,6 @@ class Server:
         """What this node knew at its last stop, and where it can be reached now."""
         addresses.merge(node.boot.identity.addresses, me=self._me)
         addresses.announce(self._me, peer, client)
-
-    def _on_hello(self, hello: Hello, node: Node, addresses: Addresses, links: PeerLinks) -> None:
-        if addresses.merge((hello.address,), me=self._me):
-            links.set_addresses(addresses.peers(but=self._me))
 
     async def _shut_down(
         self,
@@ -185,6 +180,7 @@ def _http_limits(config: Config) -> HttpLimits:
 
 def run(config: Config, me: NodeId, data: str) -> int:
     """Run one node until it is told to stop or must."""
+    keep_large_blocks()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         import uvloop  # noqa: PLC0415 - optional

@@ -24,7 +24,7 @@ from kvstore.node.tablets import Tablets
 from kvstore.raft.messages import Ready, SnapshotMeta, SnapshotOffer
 from kvstore.store.engine import Engine
 from kvstore.store.machine import Machine
-from kvstore.types import LogIndex, ReplicaId, ShardId, node_of
+from kvstore.types import LogIndex, NodeId, ReplicaId, ShardId, node_of
 from kvstore.wire.snapshot_messages import (
     SnapshotChunk,
     SnapshotChunkRequest,
@@ -54,7 +54,7 @@ class SnapshotHost:
         transfer = SnapshotSettings(
             chunk_bytes=settings.chunk_bytes, bytes_per_s=settings.bytes_per_s, keep_s=settings.keep_s
         )
-        self.sender = SnapshotSender(host.runtime, transport, files, transfer)
+        self.sender = SnapshotSender(host.runtime, transport, files, transfer, self._on_missing)
         self.receiver = SnapshotReceiver(host.runtime, transport, files, transfer, self._on_complete)
         self._making: dict[ShardId, tuple[LogIndex, set[ReplicaId]]] = {}
         """Checkpoints under way: the index they will be at least at, and who waits for them."""
@@ -93,6 +93,15 @@ class SnapshotHost:
             self._making[shard][1].add(target)
         elif self.sender.has_room:
             self._make(replica, target)
+
+    def _on_missing(self, shard: ShardId, node: NodeId) -> None:
+        """A peer asks for a checkpoint that was dropped: make it another, if this replica still leads."""
+        replica = self._host.replicas.get(shard)
+        if replica is None or replica.led_term is None:
+            return
+        for member in replica.core.configuration.members():
+            if node_of(member) == node:
+                self._provide(replica, member)
 
     def _make(self, replica: Replica, target: ReplicaId) -> None:
         shard, machine = replica.shard, replica.machine
