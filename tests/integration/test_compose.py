@@ -80,25 +80,33 @@ class Compose:
     def container_of(self, node: str) -> str:
         return self("ps", "--quiet", node).strip()
 
-    def wait_until_ready(self, *nodes: str) -> None:
+    def wait_until_ready(self) -> None:
         """All containers are healthy by their own health check, and answer from here."""
         deadline = time.monotonic() + READY_S_MAX
-        for node in nodes or NODES:
-            while True:
-                try:
-                    self.request(node, "GET", "/readyz")
-                    status = subprocess.run(
-                        ["docker", "inspect", "--format", "{{json .State.Health}}", self.container_of(node)],
-                        capture_output=True,
-                        text=True,
-                        check=True,
-                    )
-                    if json.loads(status.stdout)["Status"] == "healthy":
-                        break
-                except (urllib.error.URLError, OSError):
-                    pass
-                assert time.monotonic() < deadline, f"{node} is not ready:\n{self('logs', '--tail=50', node)}"
-                time.sleep(0.5)
+        while not all(self._is_ready(node) for node in NODES):
+            assert time.monotonic() < deadline, f"not ready\n{self._findings()}"
+            time.sleep(0.5)
+
+    def _is_ready(self, node: str) -> bool:
+        try:
+            self.request(node, "GET", "/readyz")
+        except OSError:
+            return False
+        inspect = ["docker", "inspect", "--format", "{{json .State.Health}}", self.container_of(node)]
+        done = subprocess.run(inspect, capture_output=True, text=True, check=True)
+        return bool(json.loads(done.stdout)["Status"] == "healthy")
+
+    def _findings(self) -> str:
+        found = [self("ps")]
+        for node in NODES:
+            try:
+                found.append(f"{node}: {self.request(node, 'GET', '/readyz?verbose=1').decode()}")
+            except urllib.error.HTTPError as error:
+                found.append(f"{node}: {error.read().decode()}")
+            except OSError as error:
+                found.append(f"{node}: {error}")
+            found.append(self("logs", "--no-color", "--timestamps", "--tail=60", node))
+        return "\n".join(found)
 
 
 @pytest.fixture(scope="module")
