@@ -24,7 +24,7 @@ from kvstore.raft.messages import (
 )
 from kvstore.raft.progress import Progress, ProgressState
 from kvstore.raft.refusals import NotLeader, ProposalDropped
-from kvstore.raft.rounds import beat, confirm_rounds, open_round
+from kvstore.raft.rounds import beat, confirm_rounds
 from kvstore.types import LogIndex, ReplicaId, Term
 
 if TYPE_CHECKING:
@@ -339,7 +339,7 @@ def forget(core: Core, replica: ReplicaId) -> None:
     if peer is None or peer is core.own_progress:
         return
     core.quiet = False
-    open_round(core)
+    beat(core)
     peer.forget(core.log.last_index, core.round)
     confirm_rounds(core)
 

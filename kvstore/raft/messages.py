@@ -16,7 +16,9 @@ CONFIGURATION = 2
 """An entry whose payload is an encoded `Configuration`, in force once applied."""
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Holds no containers, hence `gc=False`: a node keeps a million of these."""
+
     index: LogIndex
     term: Term
     kind: int
