@@ -31,6 +31,7 @@ POLL_S = 0.05
 STOP_S = 10.0
 """A node that has not stopped cleanly after this is killed."""
 LOG_TAIL_LINES = 15
+NODE_COMMAND = (sys.executable, "-m", "kvstore.node")
 
 
 @click.command(cls=Command, short_help="Run a real cluster of processes in a temporary directory.")
@@ -173,7 +174,7 @@ class _Cluster:
         arguments = ["--config", str(config), "--node", planned["id"], "--data", str(data)]
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                [sys.executable, "-m", "kvstore.node", *arguments],
+                [*NODE_COMMAND, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
