@@ -13,7 +13,7 @@ the sync mark which tells rot from a torn write (pitfall 12).
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from google_crc32c import extend as _extend
@@ -28,6 +28,8 @@ _START = struct.Struct("<4sQ")
 _CHECKSUM = struct.Struct("<I")
 _REST = struct.Struct("<IIIQ")
 """Checksum of the batch before, record count, payload bytes in all, sequence."""
+_HEAD = struct.Struct("<4sQIIIIQ")
+"""All three."""
 _CHECKSUM_AT = _START.size
 _REST_AT = _CHECKSUM_AT + _CHECKSUM.size
 _TABLE_AT = _REST_AT + _REST.size
@@ -79,21 +81,18 @@ def parse(content: bytes, offset: int, nonce: int | None) -> Batch | None:
     table_at = offset + _TABLE_AT
     if table_at > len(content):
         return None
-    magic, found_nonce = _START.unpack_from(content, offset)
+    head = _HEAD.unpack_from(content, offset)
+    magic, found_nonce, checksum, previous_checksum, count, payload_bytes, sequence = head
     if magic != MAGIC or (nonce is not None and found_nonce != nonce):
         return None
-    previous_checksum, count, payload_bytes, sequence = _REST.unpack_from(content, offset + _REST_AT)
     payload_at = table_at + count * ROW.size
     exact_end = payload_at + payload_bytes
     if exact_end > len(content):
         return None
-    (checksum,) = _CHECKSUM.unpack_from(content, offset + _CHECKSUM_AT)
-    start = crc32c(content[offset : offset + _CHECKSUM_AT])
-    if _extend(start, content[offset + _REST_AT : payload_at]) != checksum:
+    covered = content[offset : offset + _CHECKSUM_AT] + content[offset + _REST_AT : payload_at]
+    if crc32c(covered) != checksum:
         return None
     rows = tuple(ROW.iter_unpack(content[table_at:payload_at]))
-    if sum(each[3] for each in rows) != payload_bytes:
-        return None
     end = exact_end + -exact_end % SECTOR_BYTES
     return Batch(offset, end, sequence, checksum, previous_checksum, rows, payload_at)
 
@@ -120,19 +119,16 @@ def payloads(content: bytes, batch: Batch) -> list[bytes | None]:
     """One per row, None where the checksum is wrong."""
     found: list[bytes | None] = []
     at = batch.payload_at
-    for each in batch.rows:
-        end = at + each[3]
-        payload = content[at:end]
-        found.append(payload if crc32c(payload) == each[7] else None)
-        at = end
+    for _, _, _, count, _, _, _, checksum in batch.rows:
+        payload = content[at : at + count]
+        found.append(payload if crc32c(payload) == checksum else None)
+        at += count
     return found
 
 
-def records(rows: Iterable[Row], payloads: Iterable[bytes | None]) -> Iterator[tuple[int, Record]]:
-    """(number, record) of each whole row; damaged ones are left out."""
-    for (kind, shard, incarnation, _, number, term, index, _), payload in zip(rows, payloads, strict=True):
-        if payload is not None:
-            yield number, decode(kind, shard, incarnation, term, index, payload)
+def record_of(row: Row, payload: bytes) -> Record:
+    kind, shard, incarnation, _, _, term, index, _ = row
+    return decode(kind, shard, incarnation, term, index, payload)
 
 
 def nonce_of(content: bytes, offset: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvstore.errors import Corrupt
 from kvstore.files import Files, OsFiles, join
-from kvstore.wal.batch import Batch, Row, find, parse, payloads
+from kvstore.wal.batch import Batch, Row, find, parse, payloads, record_of
 from kvstore.wal.record import (
     KIND_NAMES,
     ClockRecord,
@@ -21,7 +21,6 @@ from kvstore.wal.record import (
     Relocated,
     ShardCreated,
     SnapshotInstalled,
-    decode,
 )
 from kvstore.wal.segment import HEADER_BYTES, name_of, number_of, parse_header
 
@@ -98,11 +97,11 @@ def _records(segment: int, batch: Batch, bodies: list[bytes | None]) -> Iterator
 
 
 def _content(row: Row, payload: bytes | None) -> dict[str, Any]:
-    kind, shard, incarnation, _, _, term, index, _ = row
+    term, index = row[5], row[6]
     if payload is None:
         return {"state": "checksum is wrong", "term": term, "index": index}
     try:
-        return {"state": "ok", **_facts(decode(kind, shard, incarnation, term, index, payload), index)}
+        return {"state": "ok", **_facts(record_of(row, payload), index)}
     except Corrupt as error:
         return {"state": str(error), "term": term, "index": index}
 

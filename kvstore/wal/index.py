@@ -6,11 +6,10 @@ called with each record once it is synced, and by recovery with each record it r
 the same state.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from kvstore.raft.messages import Entry
 from kvstore.types import LogIndex, ShardId
 from kvstore.wal.record import (
     ClockRecord,
@@ -31,8 +30,6 @@ from kvstore.wal.record import (
 
 PIECE_BYTES: Final = 256 * 1024
 """To relocate an entry, the piece that holds it is read."""
-
-ENTRY_OVERHEAD_BYTES: Final = 16
 
 Lasting = HardStateRecord | SnapshotInstalled | ShardCreated | ShardDestroyed | Quarantined
 
@@ -81,8 +78,8 @@ class ReplicaIndex:
     def live_pieces(self, segment: int) -> list[Piece]:
         return [piece for piece in self.pieces if piece.segment == segment and piece.last >= self.first]
 
-    def add(self, entries: Sequence[Entry], place: Place) -> None:
-        first, last, entry_bytes = entries[0].index, entries[-1].index, _entry_bytes(entries)
+    def add(self, first: int, last: int, entry_bytes: int, place: Place) -> None:
+        """Entries follow the last one."""
         self.last = last
         tail = self.pieces[-1] if self.pieces else None
         if (
@@ -97,9 +94,8 @@ class ReplicaIndex:
         else:
             self.pieces.append(Piece(first, last, *place, entry_bytes))
 
-    def fill(self, entries: Sequence[Entry], place: Place) -> None:
+    def fill(self, first: int, last: int, entry_bytes: int, place: Place) -> None:
         """These entries now lie at `place`, and nowhere else."""
-        first, last = entries[0].index, entries[-1].index
         kept: list[Piece] = []
         for piece in self.pieces:
             if piece.last < first or piece.first > last:
@@ -109,7 +105,7 @@ class ReplicaIndex:
                 kept.append(_part(piece, piece.first, first - 1))
             if piece.last > last:
                 kept.append(_part(piece, last + 1, piece.last))
-        kept.append(Piece(first, last, *place, _entry_bytes(entries), is_closed=True))
+        kept.append(Piece(first, last, *place, entry_bytes, is_closed=True))
         self.pieces = kept
 
     def truncate(self, index: int) -> None:
@@ -134,10 +130,6 @@ def _part(piece: Piece, first: int, last: int) -> Piece:
     return replace(piece, first=first, last=last, is_closed=True)
 
 
-def _entry_bytes(entries: Sequence[Entry]) -> int:
-    return sum([len(entry.payload) + ENTRY_OVERHEAD_BYTES for entry in entries])
-
-
 class Index:
     def __init__(self) -> None:
         self.replicas: dict[Key, ReplicaIndex] = {}
@@ -150,14 +142,14 @@ class Index:
             found = self.replicas[key] = ReplicaIndex()
         return found
 
-    def note(self, record: Record, number: int, place: Place) -> None:
+    def note(self, record: Record, number: int, payload_bytes: int, place: Place) -> None:
         if isinstance(record, ClockRecord):
             for shard, clock in record.clocks:
                 self.clocks[shard] = max(clock, self.clocks.get(shard, 0))
         elif not isinstance(record, Inventory):
             replica = self.replica((record.shard, record.incarnation))
             replica.number = number
-            _note(replica, record, place)
+            _note(replica, record, payload_bytes, place)
 
     def inventory(self, oldest_segment: int) -> Inventory:
         lines = (
@@ -219,12 +211,12 @@ def _last_after(record: ReplicaRecord, last: int) -> int:
     return last
 
 
-def _note(replica: ReplicaIndex, record: ReplicaRecord, place: Place) -> None:
+def _note(replica: ReplicaIndex, record: ReplicaRecord, payload_bytes: int, place: Place) -> None:
     match record:
         case Entries(_, _, entries):
-            replica.add(entries, place)
+            replica.add(entries[0].index, entries[-1].index, payload_bytes, place)
         case Relocated(_, _, _, entries):
-            replica.fill(entries, place)
+            replica.fill(entries[0].index, entries[-1].index, payload_bytes, place)
         case Truncate(_, _, index):
             replica.truncate(index)
         case ShardDestroyed():

@@ -14,7 +14,7 @@ import msgspec
 from kvstore.errors import Corrupt
 from kvstore.files import Files
 from kvstore.raft.messages import Entry
-from kvstore.wal.batch import find, nonce_of, payloads
+from kvstore.wal.batch import find, nonce_of, payloads, record_of
 from kvstore.wal.index import Index, Newest, Piece
 from kvstore.wal.record import (
     ClockRecord,
@@ -24,7 +24,6 @@ from kvstore.wal.record import (
     Record,
     Relocated,
     SnapshotInstalled,
-    decode,
 )
 
 LIVE_SHARE: Final = 16
@@ -111,7 +110,7 @@ def _entries_of(content: bytes, piece: Piece, key: Key, first: int) -> Sequence[
     while batch is not None:
         for row, payload in zip(batch.rows, payloads(content, batch), strict=True):
             if row[1:3] == key and payload is not None:
-                record = decode(row[0], row[1], row[2], row[5], row[6], payload)
+                record = record_of(row, payload)
                 if isinstance(record, (Entries, Relocated)):
                     found.update((entry.index, entry) for entry in record.entries)
         batch = find(content, batch.end, nonce)

@@ -161,7 +161,7 @@ Coded = tuple[int, int, int, int, int, bytes]
 """kind, shard, incarnation, term, index, payload."""
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_entries = msgspec.msgpack.Decoder(tuple[Entry, ...]).decode
+decode_entries = msgspec.msgpack.Decoder(tuple[Entry, ...]).decode
 _decode_vote = msgspec.msgpack.Decoder(ReplicaId | None).decode
 _decode_installed = msgspec.msgpack.Decoder(tuple[str, Configuration, int]).decode
 _decode_created = msgspec.msgpack.Decoder(tuple[str, Configuration]).decode
@@ -209,7 +209,7 @@ def decode(
     try:
         match kind:
             case 1:
-                return Entries(shard, incarnation, _decode_entries(payload))
+                return Entries(shard, incarnation, decode_entries(payload))
             case 2:
                 return HardStateRecord(shard, incarnation, Term(term), _decode_vote(payload), LogIndex(index))
             case 3:

@@ -162,8 +162,8 @@ class Wal:
                 self._roll(HEADER_BYTES + _byte_count(coded), is_own=is_own)
             self._since_inventory = 0
         place = self._write_batch(coded, numbers)
-        for record, number in zip(records, numbers, strict=True):
-            self._index.note(record, number, place)
+        for record, number, each in zip(records, numbers, coded, strict=True):
+            self._index.note(record, number, len(each[5]), place)
 
     def _needs_inventory(self) -> bool:
         """Every segment begins with one, also if a crash left it empty."""
