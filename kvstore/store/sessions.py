@@ -46,7 +46,7 @@ _NEVER: Final = 1 << 64
 class Session:
     """Mirror of one session's records."""
 
-    __slots__ = ("exists", "floor", "kept", "kept_bytes", "newest", "principal", "used_ms")
+    __slots__ = ("counted_bytes", "exists", "floor", "kept", "kept_bytes", "newest", "principal", "used_ms")
 
     def __init__(self, principal: bytes) -> None:
         self.exists = False
@@ -55,6 +55,8 @@ class Session:
         self.used_ms = 0
         self.principal = principal
         self.kept_bytes = SESSION_BYTES
+        self.counted_bytes = 0
+        """What of `kept_bytes` the tablet's and the principal's sums hold by now."""
         self.kept: dict[int, tuple[int, int]] = {}
         """Sequence to (clock, bytes) of its record, oldest clock first."""
 
@@ -147,6 +149,7 @@ class Sessions:
             header = SessionHeader.unpack(record)
             session.exists = True
             session.floor, session.newest, session.used_ms, session.kept_bytes, session.principal = header
+            session.counted_bytes = session.kept_bytes
             if header.kept_bytes > SESSION_BYTES:
                 session.kept = self._load_kept(session_id)
                 self._mirrored_results += len(session.kept)
@@ -166,7 +169,6 @@ class Sessions:
         due_ms = draft.clock_ms + draft.limits.session_lifetime_ms
         draft.writes[keys.expiry(due_ms, session_id)] = b""
         self._next_due_ms = min(self._next_due_ms, due_ms)
-        self._count(draft, session, SESSION_BYTES)
 
     def _has_room(self, draft: Draft, principal: bytes) -> bool:
         limits = draft.limits
@@ -192,12 +194,11 @@ class Sessions:
         session.kept[sequence] = (draft.clock_ms, len(record))
         self._mirrored_results += not replaced_bytes
         session.kept_bytes += len(record) - replaced_bytes
-        self._count(draft, session, len(record) - replaced_bytes)
 
     def _settle(
         self, draft: Draft, session_id: bytes, session: Session, acked_below: int, sequence: int
     ) -> None:
-        """Move the floor, free what is below it or past its lifetime, write the header."""
+        """Move the floor, free what is below it or past its lifetime, count and write the header."""
         kept = session.kept
         session.newest = max(session.newest, sequence)
         session.used_ms = draft.clock_ms
@@ -218,6 +219,7 @@ class Sessions:
         if freed:
             freed.sort()
             self._free(draft, session_id, session, freed)
+        self._count(draft, session)
         draft.writes[keys.session(session_id)] = session.header()
 
     def _free(self, draft: Draft, session_id: bytes, session: Session, sequences: list[int]) -> None:
@@ -227,12 +229,15 @@ class Sessions:
             draft.writes[keys.result(session_id, number)] = None
         self._mirrored_results -= len(sequences)
         session.kept_bytes -= byte_count
-        self._count(draft, session, -byte_count)
 
-    def _count(self, draft: Draft, session: Session, byte_count: int) -> None:
-        draft.session_bytes += byte_count
-        usage = self._usage()
-        usage[session.principal] = usage.get(session.principal, 0) + byte_count
+    def _count(self, draft: Draft, session: Session) -> None:
+        """Bring the sums up to the session's bytes."""
+        grown = session.kept_bytes - session.counted_bytes
+        if grown:
+            usage = self._usage()
+            usage[session.principal] = usage.get(session.principal, 0) + grown
+            draft.session_bytes += grown
+            session.counted_bytes = session.kept_bytes
 
     def _usage(self) -> dict[bytes, int]:
         """Bytes per principal. First built before anything of the draft at hand was counted."""
@@ -272,7 +277,8 @@ class Sessions:
 
     def _remove(self, draft: Draft, session_id: bytes, session: Session) -> None:
         self._free(draft, session_id, session, sorted(session.kept))
-        self._count(draft, session, -SESSION_BYTES)
+        session.kept_bytes = 0
+        self._count(draft, session)
         draft.writes[keys.session(session_id)] = None
         # Stays as the mirror of nothing: until the draft is written the engine still has the session.
         self._mirrors[session_id] = Session(b"")
