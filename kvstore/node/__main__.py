@@ -27,7 +27,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--version", action="version", version=f"kvstored {__version__}")
     options = parser.parse_args(arguments)
     logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=options.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
     )
     if not __debug__:
         print("kvstored: refuses to run without assertions (python -O)", file=sys.stderr)  # noqa: T201
@@ -42,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
         return USAGE
     for warning in config.warnings():
         logging.getLogger("kvstore").warning("%s", warning)
-    from kvstore.node import server  # noqa: PLC0415 - after the cheap checks: importing it takes a while
+    from kvstore.node import server
 
     me = NodeId(options.node)
     return server.run(config, me, options.data or server.default_data(me))

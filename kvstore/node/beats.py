@@ -39,9 +39,7 @@ class Beats:
     def send_all(self) -> None:
         """Send every peer its beat."""
         self._seq += 1
-        led: dict[NodeId, list[tuple[ShardId, ReplicaId, Term]]] = {
-            node: [] for node in self._host.peers
-        }
+        led: dict[NodeId, list[tuple[ShardId, ReplicaId, Term]]] = {node: [] for node in self._host.peers}
         for shard, replica in self._host.replicas.items():
             core = replica.core
             if replica.led_term is None:

@@ -144,9 +144,12 @@ class Host:
         self.mark_dirty(replica)
 
     def _note_heard(self, replica: Replica, message: Message) -> None:
-        if isinstance(message, AppendRequest | Heartbeat) and message.term >= replica.core.term:
-            if message.commit <= replica.machine.applied:
-                replica.heard_at = self.runtime.now()
+        if (
+            isinstance(message, AppendRequest | Heartbeat)
+            and message.term >= replica.core.term
+            and message.commit <= replica.machine.applied
+        ):
+            replica.heard_at = self.runtime.now()
 
     def _send_frames(self) -> None:
         outbox, self._outbox = self._outbox, {}

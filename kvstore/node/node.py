@@ -18,22 +18,28 @@ from kvstore.node.boot import Boot
 from kvstore.node.boot_runner import BootRunner
 from kvstore.node.calls import Call
 from kvstore.node.handshake import Addresses
-from kvstore.node.host import Host, HostSettings
+from kvstore.node.host import Host
 from kvstore.node.identity import DataDirectory, Identity
-from kvstore.node.keeper import Keeper, KeeperSettings
-from kvstore.node.replica import Replica, ReplicaLimits
+from kvstore.node.keeper import Keeper
+from kvstore.node.replica import Replica
 from kvstore.node.router import Router
 from kvstore.node.runtime import Lane, Runtime, Transport
+from kvstore.node.settings_of import (
+    host_settings,
+    keeper_settings,
+    raft_settings,
+    replica_limits,
+    store_limits,
+    wal_settings,
+)
 from kvstore.node.snapshot_host import SnapshotHost
 from kvstore.node.status import Status
 from kvstore.node.tablets import Opened, Tablets
 from kvstore.placement import Member, ShardMap, place
-from kvstore.raft import RaftSettings
 from kvstore.store.engine import Engine, Engines
-from kvstore.store.limits import StoreLimits
 from kvstore.store.machine import Machine
-from kvstore.types import Incarnation, NodeId, ReplicaId, ShardId, incarnation_of, node_of, replica_id
-from kvstore.wal import Quarantined, Recovered, RecoveredReplica, ShardCreated, Wal, WalSettings
+from kvstore.types import Incarnation, NodeId, ShardId, incarnation_of, node_of, replica_id
+from kvstore.wal import Quarantined, Recovered, RecoveredReplica, Wal
 from kvstore.wire import peer
 from kvstore.wire.boot_messages import BootState, ShardPlan
 
@@ -68,6 +74,7 @@ class Node:
         self._engines = engines
         self._addresses = addresses
         self._observe = observe
+        self.role_changes = 0
         self.on_member: Callable[[], None] = lambda: None
         self.on_addresses: Callable[[], None] = lambda: None
         """The address book has changed."""
@@ -75,26 +82,19 @@ class Node:
         self.tablets = Tablets(files, data, me, engines.open)
         self.tablets.prepare()
         self.wal, self.recovered = Wal.open(
-            files, join(data, "wal"), _wal_settings(config), self.directory.identity.directory
+            files, join(data, "wal"), wal_settings(config), self.directory.identity.directory
         )
         peers = tuple(node for node in config.node_ids() if node != me)
-        self.host = Host(me, peers, runtime, transport, self.wal, _host_settings(config), on_fatal)
+        self.host = Host(me, peers, runtime, transport, self.wal, host_settings(config), on_fatal)
         self.shard_map = ShardMap(config.shards)
         self.router = Router(self.host, transport, self.shard_map)
         self.keeper = Keeper(
-            self.host, self.wal, files, data, _keeper_settings(config), self.router.set_read_only
+            self.host, self.wal, files, data, keeper_settings(config), self.router.set_read_only
         )
         self.snapshots = SnapshotHost(
             self.host, transport, self.keeper, self.tablets, files, config.snapshot, self._machine
         )
-        self.boot = Boot(
-            self.directory.identity,
-            config.node_ids(),
-            agreed_facts(config),
-            config_hash(config),
-            self._plan,
-            lambda: files.entropy(16),
-        )
+        self.boot = self._make_boot()
         self.boot_runner = BootRunner(
             self.boot,
             self.directory,
@@ -157,10 +157,22 @@ class Node:
 
     # ---- first boot ------------------------------------------------------------------------------
 
+    def _make_boot(self) -> Boot:
+        config = self.config
+        return Boot(
+            self.directory.identity,
+            config.node_ids(),
+            agreed_facts(config),
+            config_hash(config),
+            self._plan,
+            lambda: self._files.entropy(16),
+        )
+
     def _plan(self) -> tuple[ShardPlan, ...]:
         config = self.config
         members = [
-            Member(node=NodeId(each.id), host=each.host, zone=each.zone, weight=each.weight) for each in config.nodes
+            Member(node=NodeId(each.id), host=each.host, zone=each.zone, weight=each.weight)
+            for each in config.nodes
         ]
         placement = place(
             self.shard_map, members, replication=config.replication, virtual_nodes=config.virtual_nodes
@@ -216,7 +228,12 @@ class Node:
     def _host_replica(self, shard: ShardId, incarnation: Incarnation, replica: RecoveredReplica) -> None:
         try:
             opened = self.tablets.open(
-                (shard, incarnation), replica, self.raft_settings, self._roll, self._machine, self._observe
+                (shard, incarnation),
+                replica,
+                raft_settings(self.config),
+                self._roll,
+                self._machine,
+                self._observe,
             )
         except Corrupt as error:
             self._quarantine(shard, incarnation, str(error))
@@ -224,7 +241,6 @@ class Node:
         self.host.add(self._replica(opened))
 
     def _replica(self, opened: Opened) -> Replica:
-        limits = self.config.limits
         return Replica(
             opened.shard,
             opened.me,
@@ -232,12 +248,7 @@ class Node:
             opened.core,
             opened.machine,
             opened.directory,
-            ReplicaLimits(
-                queue_ops_max=limits.shard_queue_ops_max,
-                queue_bytes_max=limits.shard_queue_bytes_max,
-                entry_commands_max=limits.entry_commands_max,
-                entry_bytes_max=limits.entry_bytes_max,
-            ),
+            replica_limits(self.config),
             self.router.dispatch,
         )
 
@@ -245,17 +256,7 @@ class Node:
         return self.runtime.dice.randint(low, high)
 
     def _machine(self, engine: Engine) -> Machine:
-        return Machine(engine, _store_limits(self.config))
-
-    @property
-    def raft_settings(self) -> RaftSettings:
-        timeouts, limits = self.config.timeouts, self.config.limits
-        return RaftSettings(
-            election_ticks_min=timeouts.election_ms_min // timeouts.tick_ms,
-            election_ticks_max=timeouts.election_ms_max // timeouts.tick_ms,
-            heartbeat_ticks=timeouts.heartbeat_ms // timeouts.tick_ms,
-            entry_bytes_max=limits.batch_bytes_max + limits.key_bytes_max + 4096,
-        )
+        return Machine(engine, store_limits(self.config))
 
     # ---- quarantine ------------------------------------------------------------------------------
 
@@ -288,6 +289,7 @@ class Node:
     # ---- the rest --------------------------------------------------------------------------------
 
     def _on_role_change(self, replica: Replica) -> None:
+        self.role_changes += 1
         log.info(
             "shard=%d replica=%s role=%s term=%d",
             replica.shard,
@@ -314,7 +316,9 @@ class Node:
         self.on_addresses()
         if self._is_hosting:
             book = self._addresses.all()
-            self.runtime.in_thread(lambda: self.directory.save_addresses(book), self._addresses_saved, lane="files")
+            self.runtime.in_thread(
+                lambda: self.directory.save_addresses(book), self._addresses_saved, lane="files"
+            )
 
     def _addresses_saved(self, _result: Any, error: BaseException | None) -> None:
         if error is not None:
@@ -359,32 +363,3 @@ class Node:
     def require_ready(self) -> None:
         if not self._is_hosting:
             raise NotReady("; ".join(self.waiting_for()), retry_after=1)
-
-
-def _wal_settings(config: Config) -> WalSettings:
-    return WalSettings(segment_bytes=config.storage.wal_segment_bytes)
-
-
-def _host_settings(config: Config) -> HostSettings:
-    timeouts = config.timeouts
-    return HostSettings(
-        tick_s=timeouts.tick_ms / 1000,
-        beat_ticks=max(1, timeouts.heartbeat_ms // timeouts.tick_ms),
-        lease_s=timeouts.lease_ms / 1000,
-        disk_dead_s=timeouts.disk_dead_s,
-    )
-
-
-def _keeper_settings(config: Config) -> KeeperSettings:
-    return KeeperSettings()
-
-
-def _store_limits(config: Config) -> StoreLimits:
-    return StoreLimits(
-        history_revisions=config.history.revisions,
-        history_ms=int(config.history.minutes * 60_000),
-        session_lifetime_ms=int(config.sessions.lifetime_s * 1000),
-        session_window=config.sessions.window,
-        sessions_bytes_max=config.sessions.bytes_max,
-        session_share_bytes_max=max(1, config.sessions.bytes_max // 4),
-    )

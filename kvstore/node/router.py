@@ -162,7 +162,9 @@ class Router:
         done, call.done = call.done, None
         assert done is not None, "a lease read that was answered already"
         outcome: list[tuple[ReadAnswer | None, BaseException | None]] = []
-        probe = Call(call.shard, call.payload, call.deadline, lambda answer, error: outcome.append((answer, error)))
+        probe = Call(
+            call.shard, call.payload, call.deadline, lambda answer, error: outcome.append((answer, error))
+        )
         replica.serve(probe)
         if not host.holds_lease(replica):
             call.done = done
@@ -262,7 +264,14 @@ class Router:
         deadline = self._now() + message.timeout_ms / 1000
         done = self._replier(node, message.id, lambda answer: (answer.result, answer.clock_ms))
         self.dispatch(
-            Call(message.shard, message.command, deadline, done, identified=message.identified, is_forwarded=True)
+            Call(
+                message.shard,
+                message.command,
+                deadline,
+                done,
+                identified=message.identified,
+                is_forwarded=True,
+            )
         )
 
     def _is_first(self, node: NodeId, number: int) -> bool:
@@ -275,7 +284,9 @@ class Router:
 
     def _on_forward_read(self, node: NodeId, message: peer.ForwardRead) -> None:
         deadline = self._now() + message.timeout_ms / 1000
-        done = self._replier(node, message.id, lambda answer: (answer.value, answer.clock_ms, answer.staleness_s))
+        done = self._replier(
+            node, message.id, lambda answer: (answer.value, answer.clock_ms, answer.staleness_s)
+        )
         query = msgpack.unpackb(message.query)
         call = Call(message.shard, query, deadline, done, consistency=message.consistency, is_forwarded=True)
         if message.consistency == "stale" and self._serve_stale(call, None):

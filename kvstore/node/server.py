@@ -23,8 +23,10 @@ from kvstore.node.handshake import Addresses, Handshake
 from kvstore.node.http_server import HttpLimits, HttpServer
 from kvstore.node.node import Node
 from kvstore.node.peer_links import LinkSettings, PeerLinks
+from kvstore.node.scrape import scraper
 from kvstore.node.trace import open_trace
 from kvstore.node.view import NodeView
+from kvstore.store.engine import Engines
 from kvstore.store.memory import MemoryEngines
 from kvstore.store.rocks import RocksEngines
 from kvstore.types import NodeId
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
 """The log thread must get the interpreter soon after its sync: 5 ms, the default, is many syncs."""
+GC_THRESHOLDS = (50_000, 20, 50)
 HAND_OVER_S = 0.5
 """A clean stop waits this long for peers to take over the leaderships."""
 
@@ -45,112 +48,128 @@ class Server:
         self._config = config
         self._me = me
         self._data = data
+        self._mine = config.node(me)
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
+        self._files = OsFiles()
+        self._runtime = AioRuntime(asyncio.get_running_loop())
+        self._addresses = self._address_book()
+        self._handshake = Handshake(
+            config.cluster,
+            me,
+            self._runtime.dice.getrandbits(63),
+            config_hash(config),
+            self._addresses,
+            lambda node: node in config.node_ids(),
+        )
+        self._links = PeerLinks(
+            self._handshake,
+            lambda node, lane, frame: self._node.host.on_frame(node, lane, frame),
+            self._runtime.dice,
+            LinkSettings(outbox_bytes_max=config.limits.peer_outbox_bytes_max),
+            on_hello=lambda hello: self._node.learn_addresses((hello.address,)),
+            on_link=lambda node, is_up: self._node.greet(node) if is_up else None,
+        )
+        self._node = self._make_node()
+        api = Api(self._node.router, NodeView(self._node, self._links), config, self._runtime)
+        self._http = HttpServer(api.handle, _http_limits(config), api.body_limit)
+        api.metrics.on_scrape(scraper(api.metrics, self._node, self._links, self._http))
+
+    def _address_book(self) -> Addresses:
+        return Addresses(
+            NodeAddress(NodeId(each.id), 0, each.peer, each.client) for each in self._config.nodes
+        )
+
+    def _make_node(self) -> Node:
+        storage, files = self._config.storage, self._files
+        engines: Engines
+        if storage.engine == "memory":
+            engines = MemoryEngines(files)
+        else:
+            engines = RocksEngines(
+                files,
+                block_cache_bytes=storage.block_cache_bytes,
+                write_buffer_bytes=storage.write_buffer_bytes,
+            )
+        node = Node(
+            self._config,
+            self._me,
+            self._runtime,
+            self._links,
+            files,
+            self._data,
+            engines,
+            self._addresses,
+            self._on_fatal,
+            open_trace(os.environ.get("KVSTORE_RAFT_TRACE"), self._me),
+        )
+        # What this node knew at its last stop, and where it can be reached now.
+        self._addresses.merge(node.boot.identity.addresses, me=self._me)
+        self._addresses.announce(self._me, self._mine.peer, self._mine.client)
+        return node
 
     async def run(self) -> int:
+        """Serve until a signal or a fatal error; returns the exit code.
+
+        Raises:
+            Fatal: an address cannot be listened on.
+        """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        runtime = AioRuntime(loop)
-        config, files = self._config, OsFiles()
-        seeds = {NodeId(each.id): each for each in config.nodes}
-        mine = seeds[self._me]
-        addresses = Addresses(NodeAddress(node, 0, each.peer, each.client) for node, each in seeds.items())
-        handshake = Handshake(
-            config.cluster,
-            self._me,
-            runtime.dice.getrandbits(63),
-            config_hash(config),
-            addresses,
-            lambda node: node in seeds,
-        )
-        links = PeerLinks(
-            handshake,
-            lambda node, lane, frame: node_.host.on_frame(node, lane, frame),
-            runtime.dice,
-            LinkSettings(outbox_bytes_max=config.limits.peer_outbox_bytes_max),
-            on_hello=lambda hello: node_.learn_addresses((hello.address,)),
-            on_link=lambda node, is_up: node_.greet(node) if is_up else None,
-        )
-        engines = (
-            MemoryEngines(files)
-            if config.storage.engine == "memory"
-            else RocksEngines(
-                files,
-                block_cache_bytes=config.storage.block_cache_bytes,
-                write_buffer_bytes=config.storage.write_buffer_bytes,
-            )
-        )
-        trace = open_trace(os.environ.get("KVSTORE_RAFT_TRACE"), self._me)
-        node_ = Node(
-            config, self._me, runtime, links, files, self._data, engines, addresses, self._on_fatal, trace
-        )
-        self._adopt_addresses(node_, addresses, mine.peer, mine.client)
-        api = Api(node_.router, NodeView(node_, links), config, runtime)
-        http = HttpServer(api.handle, _http_limits(config), api.body_limit)
-        bind = mine.bind
-
-        def on_member() -> None:
-            handshake.cluster_id = node_.boot.identity.cluster_id
-            links.reset()
-
-        handshake.cluster_id = node_.boot.identity.cluster_id
-        node_.on_member = on_member
-        await self._listen(http, links, mine.client, mine.peer, bind)
-        node_.on_addresses = lambda: links.set_addresses(addresses.peers(but=self._me))
-        node_.on_addresses()
-        node_.start()
+        await self._listen()
+        self._handshake.cluster_id = self._node.boot.identity.cluster_id
+        self._node.on_member = self._on_member
+        self._node.on_addresses = self._dial_all
+        self._dial_all()
+        self._node.start()
         gc.collect()
         gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
-        log.info("node %s listens on %s (clients) and %s (peers)", self._me, mine.client, mine.peer)
-        running = asyncio.ensure_future(links.run())  # noqa: RUF006 - awaited through cancel below
-        await self._stopping.wait()
-        return await self._shut_down(node_, runtime, http, links, running)
+        gc.set_threshold(*GC_THRESHOLDS)
+        log.info("node %s serves clients on %s, peers on %s", self._me, self._mine.client, self._mine.peer)
+        async with asyncio.TaskGroup() as group:
+            dialling = group.create_task(self._links.run())
+            await self._stopping.wait()
+            code = await self._shut_down()
+            dialling.cancel()
+        return code
 
-    async def _listen(
-        self, http: HttpServer, links: PeerLinks, client: str, peer: str, bind: str | None
-    ) -> None:
+    def _on_member(self) -> None:
+        self._handshake.cluster_id = self._node.boot.identity.cluster_id
+        self._links.reset()
+
+    def _dial_all(self) -> None:
+        self._links.set_addresses(self._addresses.peers(but=self._me))
+
+    async def _listen(self) -> None:
         for name, address, listen in (
-            ("client", client, http.start),
-            ("peer", peer, links.listen),
+            ("client", self._mine.client, self._http.start),
+            ("peer", self._mine.peer, self._links.listen),
         ):
             host, port = split_address(address)
             try:
-                await listen(bind or host, port)
+                await listen(self._mine.bind or host, port)
             except OSError as error:
-                raise Fatal(f"cannot listen on {name} address {address}: {error.strerror or error}") from error
+                problem = error.strerror or str(error)
+                raise Fatal(f"cannot listen on {name} address {address}: {problem}") from error
 
-    def _adopt_addresses(self, node: Node, addresses: Addresses, peer: str, client: str) -> None:
-        """What this node knew at its last stop, and where it can be reached now."""
-        addresses.merge(node.boot.identity.addresses, me=self._me)
-        addresses.announce(self._me, peer, client)
-
-    async def _shut_down(
-        self,
-        node: Node,
-        runtime: AioRuntime,
-        http: HttpServer,
-        links: PeerLinks,
-        running: asyncio.Future[None],
-    ) -> int:
+    async def _shut_down(self) -> int:
         if self._failure is not None:
             log.critical("node %s stops: %s", self._me, self._failure)
-            return 1
+            # Nothing that runs in a thread may go on to acknowledge; the process ends here.
+            os._exit(1)
         log.info("node %s is stopping", self._me)
-        node.hand_over()
-        await asyncio.sleep(HAND_OVER_S if node.host.peers else 0)
-        await http.stop(self._config.timeouts.stop_s)
-        node.stop()
-        running.cancel()
-        await links.close()
-        hung = runtime.stop()
+        self._node.hand_over()
+        await asyncio.sleep(HAND_OVER_S if self._node.host.peers else 0)
+        await self._http.stop(self._config.timeouts.stop_s)
+        self._node.stop()
+        await self._links.close()
+        hung = self._runtime.stop()
         if hung:
             log.error("threads still hang at the end: %s", ", ".join(hung))
             return 1
-        node.close()
+        self._node.close()
         return 0
 
     def _on_fatal(self, error: BaseException) -> None:
@@ -183,7 +202,7 @@ def run(config: Config, me: NodeId, data: str) -> int:
     keep_large_blocks()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        import uvloop  # noqa: PLC0415 - optional
+        import uvloop
     except ImportError:
         runner = asyncio.run
     else:

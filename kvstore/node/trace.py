@@ -39,7 +39,7 @@ def open_trace(path: str | None, node: NodeId) -> Observe:
     """Observers that append to `path`, or none at all."""
     if not path:
         return lambda shard: None
-    return Trace(node, open(path, "ab", buffering=0)).of  # noqa: SIM115 - lives as long as the process
+    return Trace(node, open(path, "ab", buffering=0)).of
 
 
 def _plain(value: Any) -> Any:

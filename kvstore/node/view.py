@@ -166,7 +166,9 @@ class NodeView:
         limit_s = self._config.timeouts.disk_stall_ms / 1000
         return [
             Check("running", not self._host.is_stopped),
-            Check("log_disk", busy_s < limit_s, f"oldest unsynced write is {busy_s:.1f} s old" if busy_s else ""),
+            Check(
+                "log_disk", busy_s < limit_s, f"oldest unsynced write is {busy_s:.1f} s old" if busy_s else ""
+            ),
         ]
 
     def readiness(self) -> list[Check]:
@@ -177,10 +179,17 @@ class NodeView:
         damaged = [f"shard {shard}: {why}" for shard, why in self._host.damaged.items()]
         return [
             Check("member", True),
-            Check("leaders_known", not leaderless, f"no leader known for shards {leaderless}" if leaderless else ""),
+            Check(
+                "leaders_known",
+                not leaderless,
+                f"no leader known for shards {leaderless}" if leaderless else "",
+            ),
             Check("no_quarantine", not damaged, "; ".join(damaged)),
-            Check("disk_space", not self._node.router.is_read_only, "nearly full: only deletes are accepted"
-                  if self._node.router.is_read_only else ""),
+            Check(
+                "disk_space",
+                not self._node.router.is_read_only,
+                "nearly full: only deletes are accepted" if self._node.router.is_read_only else "",
+            ),
             *self.liveness(),
         ]
 
@@ -201,5 +210,3 @@ def _newest_leaders(statuses: dict[NodeId, StatusReply]) -> dict[ShardId, LedSha
             if each.shard not in led or led[each.shard].term < each.term:
                 led[each.shard] = each
     return led
-
-

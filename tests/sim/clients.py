@@ -25,7 +25,9 @@ _json = msgspec.json.decode
 class Client:
     """One sequential client; `is_identified` ones retry."""
 
-    def __init__(self, cluster: SimCluster, number: int, history: History, dice: Random, keys: list[str]) -> None:
+    def __init__(
+        self, cluster: SimCluster, number: int, history: History, dice: Random, keys: list[str]
+    ) -> None:
         self.cluster = cluster
         self.world = cluster.world
         self.number = number

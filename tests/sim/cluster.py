@@ -189,9 +189,7 @@ class SimCluster:
             for process in self.processes.values()
             if shard in process.node.host.replicas and process.node.host.replicas[shard].led_term is not None
         ]
-        return max(
-            leaders, key=lambda process: process.node.host.replicas[shard].core.term, default=None
-        )
+        return max(leaders, key=lambda process: process.node.host.replicas[shard].core.term, default=None)
 
     def has_all_leaders(self) -> bool:
         return all(self.leader_of(shard) is not None for shard in range(self.config.shards))  # type: ignore[arg-type]
@@ -249,10 +247,9 @@ def _config(nodes: int, shards: int, replication: int) -> Config:
         "storage: {engine: memory, wal_segment_bytes: 65536}",
         "nodes:",
     ]
-    lines += [
-        f'  - {{id: n{number}, client: "10.0.0.{number}:7400", peer: "10.0.0.{number}:7500", host: h{number}}}'
-        for number in range(1, nodes + 1)
-    ]
+    for number in range(1, nodes + 1):
+        address = f"10.0.0.{number}"
+        lines.append(
+            f"  - {{id: n{number}, client: '{address}:7400', peer: '{address}:7500', host: h{number}}}"
+        )
     return parse_config("\n".join(lines))
-
-

@@ -74,4 +74,6 @@ class ClusterInvariants:
     def _check_hash(self, shard: ShardId, applied: int, state_hash: int) -> None:
         known = self._hashes.setdefault((shard, applied), state_hash)
         if known != state_hash:
-            raise InvariantViolated(f"shard {shard} has two states at index {applied}: {known} and {state_hash}")
+            raise InvariantViolated(
+                f"shard {shard} has two states at index {applied}: {known} and {state_hash}"
+            )

@@ -67,7 +67,7 @@ class Scenario:
     def run(self) -> Outcome:
         try:
             self._run()
-        except Exception as error:  # noqa: BLE001 - any crash of the code under test is a finding
+        except Exception as error:
             self.failures.append(f"{type(error).__name__}: {error}")
             raise
         finally:
