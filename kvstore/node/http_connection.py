@@ -21,6 +21,8 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from kvstore.errors import InvalidArgument, KvError, MethodNotAllowed, RequestTimeout
 from kvstore.node.http_refusals import (
+    ExpectationFailed,
+    UnknownVersion,
     body_too_large,
     encoded_body,
     headers_too_large,
@@ -29,7 +31,6 @@ from kvstore.node.http_refusals import (
 )
 from kvstore.node.http_stream import Stream, StreamedExchange
 from kvstore.node.requests import NO_HEADERS, Request, Response
-from kvstore.wire.api import problem
 
 if TYPE_CHECKING:
     from kvstore.node.http_server import HttpServer
@@ -255,9 +256,9 @@ class Connection(asyncio.Protocol):
         if size <= self._limits.header_bytes_max:
             return True
         if len(message.path) > self._limits.target_bytes_max:
-            self._refuse(target_too_large(self._limits.target_bytes_max))
+            self._refuse(target_too_large(self._limits.target_bytes_max), message)
             return False
-        self._refuse(headers_too_large(self._limits.header_bytes_max))
+        self._refuse(headers_too_large(self._limits.header_bytes_max), message)
         return False
 
     def _is_body_allowed(self, message: RawRequestMessage, payload: StreamReader, wire_bytes: int) -> bool:
@@ -265,12 +266,12 @@ class Connection(asyncio.Protocol):
         if size > self._limits.body_bytes_unasked:
             name, allowed = self._server.body_limit(message.method, message.path)
             if size > allowed:
-                self._refuse(body_too_large(name, allowed, size))
+                self._refuse(body_too_large(name, allowed, size), message)
                 return False
         if message.compression is not None:
-            self._refuse(encoded_body(message.compression))
+            self._refuse(encoded_body(message.compression), message)
         elif message.chunked and wire_bytes and self._is_padded(wire_bytes, size):
-            self._refuse(InvalidArgument("malformed HTTP request: chunk extensions are too long"))
+            self._refuse(InvalidArgument("malformed HTTP request: chunk extensions are too long"), message)
         else:
             return True
         return False
@@ -278,20 +279,20 @@ class Connection(asyncio.Protocol):
     def _begin_body(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """The head is here and the body is not, or not all: judge it before more arrives."""
         if message.method == "CONNECT":
-            self._refuse(MethodNotAllowed("CONNECT is for proxies, and this is none"))
+            self._refuse(MethodNotAllowed("CONNECT is for proxies, and this is none"), message)
             return
         self._body_name, self._body_max = self._server.body_limit(message.method, message.path)
         announced = message.headers.get("Content-Length")
         if announced is not None and int(announced) > self._body_max:
-            self._refuse(body_too_large(self._body_name, self._body_max, int(announced)))
+            self._refuse(body_too_large(self._body_name, self._body_max, int(announced)), message)
             return
         if message.compression is not None:
-            self._refuse(encoded_body(message.compression))
+            self._refuse(encoded_body(message.compression), message)
             return
         expects = message.headers.get("Expect")
         if expects is not None:
             if expects.strip().lower() != "100-continue":
-                self._refuse(InvalidArgument("the only expectation understood here is 100-continue"), 417)
+                self._refuse(ExpectationFailed("the only expectation met here is 100-continue"), message)
                 return
             # Behind unanswered requests it is left out: the peer then sends its body unasked.
             if not self._open and self.transport is not None and payload.total_bytes == 0:
@@ -354,8 +355,8 @@ class Connection(asyncio.Protocol):
         closing = b""
         if version is not HttpVersion11 and version != HttpVersion10:
             self._parsed -= 1
-            status = 505 if version.major > 1 else None
-            self._refuse(InvalidArgument("this server speaks HTTP/1.1 and HTTP/1.0"), status)
+            kind = UnknownVersion if version.major > 1 else InvalidArgument
+            self._refuse(kind("this server speaks HTTP/1.1 and HTTP/1.0"), message)
             return
         if is_last:
             closing = b"Connection: close\r\n"
@@ -462,17 +463,19 @@ class Connection(asyncio.Protocol):
 
     # --- refusing, closing ------------------------------------------------------------------------
 
-    def _refuse(self, error: KvError, status: int | None = None) -> None:
+    def _refuse(self, error: KvError, message: RawRequestMessage | None = None) -> None:
         """Answer a request that cannot be read to its end, after those before it; then close."""
         self._is_refusing = True
+        if message is None:
+            message = self._exchange_message
         self._payload = self._exchange_message = None
         self._account_body(0)
         self._peer_came()
         self._server.refused += 1
         log.debug("refused a request of %s: %s", self.address, error.detail)
         exchange = Exchange(_UNREAD, b"", self, True, b"Connection: close\r\n")
-        code, head, body = problem(error)
-        exchange.ready = self._encoded(exchange, Response(status or code, head, body))
+        response = self._server.refusal(error, NO_HEADERS if message is None else message.headers)
+        exchange.ready = self._encoded(exchange, response)
         exchange.is_answered = True
         self._parsed += 1
         self.is_lingering = True

@@ -14,6 +14,14 @@ from kvstore.errors import (
 _TOKEN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+-.^_`|~")
 
 
+class ExpectationFailed(InvalidArgument):
+    http_status, title = 417, "Expectation failed"
+
+
+class UnknownVersion(InvalidArgument):
+    http_status, title = 505, "HTTP version not supported"
+
+
 def headers_too_large(allowed: int) -> KvError:
     return HeadersTooLarge(
         f"the request's header has more than header_bytes_max = {allowed} bytes",

@@ -25,10 +25,14 @@ import msgspec
 
 from kvstore.errors import KvError, Unavailable
 from kvstore.node.http_connection import Connection, Exchange
-from kvstore.node.requests import Request, Response, reason_of
+from kvstore.node.metrics import NodeMetrics
+from kvstore.node.requests import Headers, Request, Response, reason_of
 from kvstore.wire.api import problem
 
 log = logging.getLogger(__name__)
+
+FILES_RESERVED = 1024
+"""Open files for tablets, the log, peers and snapshots."""
 
 
 class HttpLimits(msgspec.Struct, frozen=True):
@@ -77,11 +81,35 @@ def _body_limit(limits: HttpLimits) -> Callable[[str, str], tuple[str, int]]:
     return lambda method, target: answer
 
 
+def _affordable(connections_max: int) -> int:
+    """As many connections as the process may have files open, less what the store and peers need. Raises
+    the soft limit first: accepting into EMFILE would stall everybody, slow or not."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return connections_max
+    wanted = connections_max + FILES_RESERVED
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections_max
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    affordable = min(connections_max, max(soft - FILES_RESERVED, soft // 2))
+    if affordable < connections_max:
+        log.warning(
+            "at most %d connections, not %d: the process may open %d files", affordable, connections_max, soft
+        )
+    return affordable
+
+
 class HttpServer:
     """Serves `handle`, which must answer each request once, now or later, and must not block.
 
     `body_limit(method, target)` names the limit on a request's body and its bytes. It is asked before
-    the body is read.
+    the body is read. `refusal(error, headers)` makes the answer to a request that never became one; the
+    headers are empty where none could be read.
     """
 
     def __init__(
@@ -89,9 +117,12 @@ class HttpServer:
         handle: Callable[[Request], None],
         limits: HttpLimits | None = None,
         body_limit: Callable[[str, str], tuple[str, int]] | None = None,
+        refusal: Callable[[KvError, Headers], Response] | None = None,
     ) -> None:
         self.limits = _consistent(limits or HttpLimits())
         self.body_limit = body_limit or _body_limit(self.limits)
+        self.refusal = refusal or (lambda error, headers: Response(*problem(error)))
+        self.connections_max = self.limits.connections_max
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment] # set by start
         self.now_s = 0.0
         """Loop time of the last sweep: good enough for idleness, free to read."""
@@ -125,6 +156,7 @@ class HttpServer:
     async def start(self, host: str | None, port: int) -> None:
         """Listen. Raises OSError if the address is taken."""
         self.loop = asyncio.get_running_loop()
+        self.connections_max = _affordable(self.limits.connections_max)
         listener = await self.loop.create_server(
             lambda: Connection(self), host, port, backlog=self.limits.backlog, family=socket.AF_UNSPEC
         )
@@ -152,6 +184,12 @@ class HttpServer:
             self._sweeper = None
         self._listeners.clear()
 
+    def export(self, metrics: NodeMetrics) -> None:
+        """Fill in the connections' figures; to be called before each scrape."""
+        metrics.http_connections.of().value = len(self._connections)
+        metrics.http_connections_dropped.of().value = self.dropped
+        metrics.http_refused.of().value = self.refused
+
     # --- connections ------------------------------------------------------------------------------
 
     def admit(self, connection: Connection) -> None:
@@ -160,7 +198,7 @@ class HttpServer:
         self.accepted += 1
         if self._addresses[address] >= self.limits.connections_per_address_max:
             self._make_room(address, connection)
-        elif len(self._connections) >= self.limits.connections_max:
+        elif len(self._connections) >= self.connections_max:
             self._make_room(None, connection)
         self._connections[connection] = None
         self._addresses[address] += 1

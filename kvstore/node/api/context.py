@@ -14,7 +14,7 @@ from kvstore.node.api.view import ClusterView
 from kvstore.node.calls import Answer, Done, ReadAnswer
 from kvstore.node.flow import Promise
 from kvstore.node.metrics import NodeMetrics
-from kvstore.node.requests import JSON, MSGPACK, Request, Response
+from kvstore.node.requests import JSON, MSGPACK, Headers, Request, Response
 from kvstore.store import commands
 from kvstore.types import ShardId
 from kvstore.wire import api
@@ -110,9 +110,9 @@ class Context:
 
     # --- of a request -----------------------------------------------------------------------------
 
-    def take_request_id(self, request: Request) -> bytes:
+    def take_request_id(self, headers: Headers) -> bytes:
         """The caller's id if it is sane, else one of ours: unique by the process' prefix and a count."""
-        given = api.request_id_of(request.headers)
+        given = api.request_id_of(headers)
         if given is not None:
             return given.encode()
         self._next_id += 1

@@ -13,7 +13,7 @@ from kvstore.node.api.context import ApiSettings, Context, Router
 from kvstore.node.api.table import OPERATIONS, Operation
 from kvstore.node.api.view import ClusterView
 from kvstore.node.metrics import NodeMetrics
-from kvstore.node.requests import Request, Response
+from kvstore.node.requests import Headers, Request, Response
 from kvstore.node.runtime import Runtime
 from kvstore.wire import api
 
@@ -101,7 +101,7 @@ class Api:
     def handle(self, request: Request) -> None:
         context = self.context
         request.started_s = context.now()
-        request.id = context.take_request_id(request)
+        request.id = context.take_request_id(request.headers)
         request.shard = None
         request.route = "unmatched"
         try:
@@ -115,6 +115,14 @@ class Api:
             self._route(request)
         except KvError as error:
             context.fail(request, error)
+
+    def refusal(self, error: KvError, headers: Headers) -> Response:
+        """The answer to what the server could not read as a request."""
+        request_id = self.context.take_request_id(headers)
+        error.request_id = request_id.decode()
+        status, head, body = api.problem(error)
+        self.metrics.requests.of("refused", str(status)).value += 1
+        return Response(status, head + b"KV-Request-Id: %b\r\n" % request_id, body)
 
     def body_limit(self, method: str, target: str) -> tuple[str, int]:
         """Name and bytes of the limit on a body, for the server to ask before it reads one."""

@@ -8,7 +8,8 @@ import logging
 
 import pytest
 
-from kvstore.node.requests import Request, Response
+from kvstore.errors import KvError
+from kvstore.node.requests import Headers, Request, Response
 from tests.support.http_socket import HOST, echo, get, problem_of, put, read_answer, serving, status_of, until
 
 # --- what must be refused ------------------------------------------------------------------------
@@ -120,7 +121,7 @@ async def test_what_is_too_much_or_unknown_has_its_own_status(
 ) -> None:
     async with serving() as running:
         answer = await running.exchange(sent)
-    assert status_of(answer) == status
+    assert status_of(answer) == problem_of(answer)["status"] == status
     assert b"Connection: close\r\n" in answer
     if limit is not None:
         assert problem_of(answer)["limit"] == limit
@@ -201,3 +202,20 @@ async def test_failing_handler_answers_500_once_and_the_server_goes_on(
         assert (await read_answer(reader))[0] == 200
         writer.close()
     assert "handler of GET failed" in caplog.text
+
+
+async def test_refusals_are_made_by_the_application_with_the_headers_that_could_be_read() -> None:
+    seen: list[str | None] = []
+
+    def refusal(error: KvError, headers: Headers) -> Response:
+        seen.append(headers.get("KV-Request-Id"))
+        return Response(error.http_status, b"X-Mine: yes\r\n", b"no")
+
+    async with serving(body_bytes_max=10) as running:
+        running.server.refusal = refusal
+        answer = await running.exchange(b"nonsense\r\n\r\n")
+        assert answer.endswith(b"no")
+        head = b"PUT / HTTP/1.1\r\n" + HOST + b"KV-Request-Id: mine\r\n"
+        answer = await running.exchange(head + b"Content-Length: 11\r\n\r\n")
+        assert b"X-Mine: yes\r\n" in answer
+    assert seen == [None, "mine"]
