@@ -72,7 +72,7 @@ class Server:
         )
         self._node = self._make_node()
         api = Api(self._node.router, NodeView(self._node, self._links), config, self._runtime)
-        self._http = HttpServer(api.handle, _http_limits(config), api.body_limit)
+        self._http = HttpServer(api.handle, _http_limits(config), api.body_limit, api.refusal)
         api.metrics.on_scrape(scraper(api.metrics, self._node, self._links, self._http))
 
     def _address_book(self) -> Addresses:
