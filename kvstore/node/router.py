@@ -157,7 +157,10 @@ class Router:
     def _serve_lease(self, replica: Replica, call: Call) -> bool:
         """Read under the leader lease; checked again after the read, for the process may have slept."""
         host = self._host
-        if not host.holds_lease(replica) or not replica.core.has_committed_in_term:
+        core = replica.core
+        # A commit can come from followers alone: others may have read what is not applied here yet.
+        is_current = core.has_committed_in_term and replica.machine.applied >= core.commit
+        if not is_current or not host.holds_lease(replica):
             return False
         done, call.done = call.done, None
         assert done is not None, "a lease read that was answered already"
