@@ -25,7 +25,6 @@ import msgspec
 
 from kvstore.errors import KvError, Unavailable
 from kvstore.node.http_connection import Connection, Exchange
-from kvstore.node.metrics import NodeMetrics
 from kvstore.node.requests import Headers, Request, Response, reason_of
 from kvstore.wire.api import problem
 
@@ -50,7 +49,7 @@ class HttpLimits(msgspec.Struct, frozen=True):
     """Bodies up to this that arrive with their header pass without asking for a limit."""
     buffered_bytes_max: int = 268_435_456
     """Partial bodies of all connections together; above it the slowest sender is dropped."""
-    pipeline_max: int = 64
+    pipeline_max: int = 32
     """Requests of one connection that may wait for their answers."""
     connections_max: int = 4096
     connections_per_address_max: int = 2048
@@ -61,6 +60,8 @@ class HttpLimits(msgspec.Struct, frozen=True):
     write_s: float = 30.0
     """A peer that does not read must take at least `write_bytes_min` in this time."""
     write_bytes_min: int = 65_536
+    unread_bytes_max: int = 268_435_456
+    """Answers that peers don't read, all together; above it the slowest reader is dropped."""
     idle_s: float = 75.0
     linger_s: float = 2.0
     """How long input is dropped after a refusal, so that the peer can read why."""
@@ -184,12 +185,6 @@ class HttpServer:
             self._sweeper = None
         self._listeners.clear()
 
-    def export(self, metrics: NodeMetrics) -> None:
-        """Fill in the connections' figures; to be called before each scrape."""
-        metrics.http_connections.of().value = len(self._connections)
-        metrics.http_connections_dropped.of().value = self.dropped
-        metrics.http_refused.of().value = self.refused
-
     # --- connections ------------------------------------------------------------------------------
 
     def admit(self, connection: Connection) -> None:
@@ -291,10 +286,14 @@ class HttpServer:
 
     def _sweep_slow(self, now_s: float) -> None:
         limits = self.limits
+        unread_bytes = sum(each.unread_now() for each in self.slow if each.has_unread_answer)
         for connection in tuple(self.slow):
             waited_s = now_s - connection.since_s
             if connection.has_unread_answer:
-                if waited_s > limits.write_s:
+                if unread_bytes > limits.unread_bytes_max:
+                    unread_bytes -= connection.unread_now()
+                    self._drop(connection)
+                elif waited_s > limits.write_s:
                     self._judge_reader(connection, now_s)
             elif waited_s > (limits.header_s if connection.is_in_head else limits.body_s):
                 self.dropped += 1

@@ -21,6 +21,8 @@ from kvstore.errors import InvalidArgument, KvError, TooLarge
 Query = NewType("Query", dict[str, bytes])
 """Decoded parameters of a query string. Values are bytes, because keys and prefixes may be any bytes."""
 
+TIMEOUT_MS_MAX = 600_000
+"""A caller may wait this long: a request in progress holds a connection that nobody else can have."""
 INT64_MAX = 2**63 - 1
 INT64_MIN = -(2**63)
 
@@ -234,7 +236,7 @@ def timeout_s(headers: HeaderLookup, default_s: float) -> float:
     value = headers.get("KV-Timeout")
     if value is None:
         return default_s
-    return duration_ms(value, "KV-Timeout", 1, 3_600_000) / 1000
+    return duration_ms(value, "KV-Timeout", 1, TIMEOUT_MS_MAX) / 1000
 
 
 def epoch_of(headers: HeaderLookup) -> int | None:

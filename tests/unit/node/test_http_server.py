@@ -88,6 +88,24 @@ async def test_peer_that_does_not_read_is_dropped() -> None:
         plain.close()
 
 
+async def test_answers_that_nobody_reads_are_bounded_together() -> None:
+    def large(request: Request) -> None:
+        request.respond(Response(200, b"", b"x" * 8_000_000))
+
+    async with serving(large, unread_bytes_max=10_000_000) as running:
+        readers = []
+        for _ in range(4):
+            plain = socket.create_connection(("127.0.0.1", running.port))
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            plain.sendall(get())
+            readers.append(plain)
+        await until(lambda: running.server.dropped >= 2)
+        await asyncio.sleep(0.05)
+        assert running.server.connection_count >= 1
+        for plain in readers:
+            plain.close()
+
+
 @pytest.mark.parametrize(
     "half", [b"GET / HTTP/1.1\r\nHost:", b"PUT / HTTP/1.1\r\n" + HOST + b"Content-Length: 50\r\n\r\nx", b""]
 )
