@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import Fatal
+from kvstore.errors import DiskFull, Fatal
 from kvstore.node.beats import Beats
-from kvstore.node.log_writer import AppendsRecords, LogWriter, Promise
+from kvstore.node.log_writer import DISK_FULL_RETRY_S, AppendsRecords, LogWriter, Promise
 from kvstore.node.replica import Replica
 from kvstore.node.runtime import Lane, Runtime, Transport
 from kvstore.raft.messages import AppendRequest, Heartbeat, Message, Ready, SnapshotOffer
@@ -104,7 +104,7 @@ class Host:
         self.mark_dirty(replica)
 
     def mark_dirty(self, replica: Replica) -> None:
-        if not replica.is_dirty:
+        if not replica.is_dirty and self.replicas.get(replica.shard) is replica:
             replica.is_dirty = True
             self._dirty[replica.shard] = replica
             self.schedule_pass()
@@ -253,11 +253,18 @@ class Host:
     def _apply(self, replica: Replica) -> None:
         try:
             more = replica.apply_slice()
+        except DiskFull as error:
+            log.error("shard=%d cannot apply, the disk is full: %s", replica.shard, error)
+            self.runtime.call_later(DISK_FULL_RETRY_S, self.mark_dirty, replica)
+            return
         except Fatal as error:
             self.halt(replica, f"apply failed: {error}")
             return
         if replica.reads_indexed:
             replica.answer_indexed_reads()
+        if replica.damage is not None:
+            self.halt(replica, f"read failed: {replica.damage}")
+            return
         self._extend_lease(replica)
         if more or replica.core.has_ready() or self._may_confirm(replica):
             self.mark_dirty(replica)

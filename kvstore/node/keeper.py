@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from kvstore.errors import DiskFull
 from kvstore.files import Files
 from kvstore.node.host import Host
 from kvstore.node.replica import Replica
@@ -92,12 +93,15 @@ class Keeper:
             return
         replica.is_flushing = True
         replica.flushed_at = self._host.runtime.now()
-        replica.unflushed_bytes = 0
+        flushing_bytes, replica.unflushed_bytes = replica.unflushed_bytes, 0
         machine = replica.machine
 
         def done(_result: Any, error: BaseException | None) -> None:
             replica.is_flushing = False
-            if error is not None:
+            if isinstance(error, DiskFull):
+                log.error("shard=%d cannot be flushed, the disk is full", replica.shard)
+                replica.unflushed_bytes += flushing_bytes
+            elif error is not None:
                 self._host.fail(error)
             elif replica.machine is machine:
                 self.cut(replica)
@@ -128,7 +132,7 @@ class Keeper:
 
         def done(_result: Any, error: BaseException | None) -> None:
             self._is_reclaiming = False
-            if error is not None:
+            if error is not None and not isinstance(error, DiskFull):
                 self._host.fail(error)
 
         self._host.runtime.in_thread(lambda: self._wal.reclaim(needed), done, lane="wal")

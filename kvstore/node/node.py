@@ -45,6 +45,8 @@ from kvstore.wire.boot_messages import BootState, ShardPlan
 
 log = logging.getLogger(__name__)
 
+HEADS_KEPT = 131_072
+"""Hot keys' records kept in memory, all shards together, about 250 bytes each."""
 NOTICE_S = 1.0
 """How often peers are reminded of a quarantined replica: the notice may be lost, a leader may be new."""
 
@@ -256,7 +258,7 @@ class Node:
         return self.runtime.dice.randint(low, high)
 
     def _machine(self, engine: Engine) -> Machine:
-        return Machine(engine, store_limits(self.config))
+        return Machine(engine, store_limits(self.config), HEADS_KEPT // (self.config.shards + 1))
 
     # ---- quarantine ------------------------------------------------------------------------------
 

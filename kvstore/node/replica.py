@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from kvstore.errors import (
+    Corrupt,
+    DiskFull,
     KvError,
     OutcomeUnknown,
     Overloaded,
@@ -77,6 +79,8 @@ class Replica:
         """Contexts of `Core.read` made for other nodes' index requests."""
         self.next_context = 1
 
+        self.damage: str | None = None
+        """Set when a read met a damaged block: the host takes the replica out of service."""
         self.unsynced_readies = 0
         """Readies in the log thread's hands: promises wait behind them."""
         self.is_dirty = False
@@ -201,7 +205,12 @@ class Replica:
             entry = self.committed.popleft()
             size += len(entry.payload)
             entries.append(entry)
-        results = self.machine.apply(entries)
+        try:
+            results = self.machine.apply(entries)
+        except DiskFull:
+            # Nothing is in: the same entries are applied again once there is space.
+            self.committed.extendleft(reversed(entries))
+            raise
         self.unflushed_bytes += size
         self.core.applied(entries[-1].index)
         if self.in_flight:
@@ -245,6 +254,10 @@ class Replica:
             value = machine.query(call.payload)
         except KvError as error:
             call.fail(error)
+        except Corrupt as error:
+            # This copy is damaged, the others are not: the caller may ask again.
+            call.fail(Unavailable(f"a damaged block on {self.me}: ask again", retry_after=1))
+            self.damage = str(error)
         else:
             call.finish(ReadAnswer(self.shard, value, machine.clock_ms, staleness_s))
 
