@@ -22,7 +22,7 @@ from kvstore.client.plan import Call, Core, Plan, execute, prepare
 from kvstore.client.results import DeleteResult, IncrResult, Item, PutResult
 from kvstore.client.routes import Routes
 from kvstore.client.session import Sessions
-from kvstore.errors import KvError
+from kvstore.errors import KvError, Unavailable
 
 T = TypeVar("T")
 
@@ -277,6 +277,9 @@ class AsyncClient:
         return await self._drive(execute(self._core, call, timeout_s, _event()))
 
     async def _drive(self, plan: Plan[T]) -> T:
+        if self._is_closed:
+            plan.close()
+            raise Unavailable("the client is closed")
         try:
             effect = next(plan)
             while True:

@@ -222,7 +222,6 @@ def scan_page(keys: Range, cursor: str | None, limit: int) -> Call[Page]:
         _page,
         headers=(ACCEPT_MSGPACK,),
         is_anywhere=keys.consistency == "stale",
-        is_long=True,
     )
 
 
@@ -274,7 +273,7 @@ def fetch(method: str, target: str, body: Any = None) -> Call[Any]:
         codec.content,
         body=b"" if body is None else json.dumps(body).encode(),
         headers=() if body is None else (JSON_BODY,),
-        is_long=True,
+        is_long=method != "GET",
     )
 
 

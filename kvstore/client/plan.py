@@ -107,7 +107,7 @@ class Call(Generic[T]):
     is_anywhere: bool = False
     """Any replica may answer (stale reads): the load is spread."""
     is_long: bool = False
-    """May take all the time there is: one attempt gets the whole remaining time."""
+    """May take seconds: an attempt gets half the time that is left."""
     parts: Parts[T] | None = None
 
 
@@ -202,7 +202,8 @@ class _Execution(Generic[T]):
         call = self.call
         try:
             while True:
-                yield from self.refresh_routes()
+                if self.core.is_routing and call.key is not None and self.routes.is_fetch_due(self.now):
+                    yield from self.fetch_routes()
                 self.shard = self.routes.shard_of(call.key) if call.key is not None else None
                 if call.kind is Kind.WRITE and self.ticket is None:
                     self.begin_identity()
@@ -226,12 +227,11 @@ class _Execution(Generic[T]):
 
     # Before an attempt.
 
-    def refresh_routes(self) -> Plan[None]:
-        if self.core.is_routing and self.call.key is not None and self.routes.is_fetch_due(self.now):
-            told = yield from _fetch_routes(self.routes, self.deadline, Event(self.now, self.dice))
-            self.now, self.dice = told.event.now, told.event.dice
-            for address, what in told.tried.items():
-                self.tried.setdefault(address, what)
+    def fetch_routes(self) -> Plan[None]:
+        told = yield from _fetch_routes(self.routes, self.deadline, Event(self.now, self.dice))
+        self.now, self.dice = told.event.now, told.event.dice
+        for address, what in told.tried.items():
+            self.tried.setdefault(address, what)
 
     def begin_identity(self) -> None:
         self.ticket = self.core.sessions.begin()
@@ -240,13 +240,17 @@ class _Execution(Generic[T]):
 
     def next_address(self) -> str:
         shard = None if self.call.is_anywhere else self.shard
+        if shard is not None and not self.avoid:
+            leader = self.routes.leader_of(shard)
+            if leader is not None and not self.routes.is_shunned(leader, self.now):
+                return leader
         ranked = self.routes.order(shard, self.now)
         return next((address for address in ranked if address not in self.avoid), ranked[0])
 
     def attempt_s(self) -> float:
         remaining_s = max(LAST_ATTEMPT_S_MIN, self.deadline - self.now)
         if self.call.is_long:
-            return remaining_s
+            return min(remaining_s, max(ATTEMPT_S_MIN, remaining_s / 2))
         doublings = min(max(0, self.timeout_count - 1), 10)
         return min(remaining_s, ATTEMPT_S_MIN * (1 << doublings))
 
@@ -287,7 +291,7 @@ class _Execution(Generic[T]):
 
     def is_absent_key(self, reply: Reply) -> bool:
         """An absent key is an answer, to be decoded; another 404 is an error."""
-        if reply.status != 404 or self.call.kind is not Kind.READ:
+        if reply.status != 404 or self.call.kind is not Kind.READ or self.call.key is None:
             return False
         return codec.problem(reply, is_write=False).code == "key-not-found"
 

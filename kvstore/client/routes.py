@@ -118,6 +118,9 @@ class Routes:
             ranked.sort(key=lambda address: self._shunned_until(address, now))
         return ranked
 
+    def is_shunned(self, address: str, now: float) -> bool:
+        return bool(self._shunned) and self._shunned_until(address, now) > 0
+
     def _shunned_until(self, address: str, now: float) -> float:
         shunned = self._shunned.get(address)
         return 0.0 if shunned is None or shunned.until <= now else shunned.until

@@ -20,7 +20,7 @@ from kvstore.client.plan import Call, Core, Plan, execute, prepare
 from kvstore.client.results import DeleteResult, IncrResult, Item, PutResult
 from kvstore.client.routes import Routes
 from kvstore.client.session import Sessions
-from kvstore.errors import KvError
+from kvstore.errors import KvError, Unavailable
 
 T = TypeVar("T")
 
@@ -276,6 +276,9 @@ class Client:
         )
 
     def _drive(self, plan: Plan[T]) -> T:
+        if self._pool.is_closed:
+            plan.close()
+            raise Unavailable("the client is closed")
         event: Event | None = None
         try:
             while True:
@@ -331,11 +334,11 @@ class _Pool:
     def __init__(self) -> None:
         self._idle: dict[str, list[_Connection]] = {}
         self._lock = threading.Lock()
-        self._is_closed = False
+        self.is_closed = False
 
     def close(self) -> None:
         with self._lock:
-            self._is_closed = True
+            self.is_closed = True
             idle, self._idle = self._idle, {}
         for connections in idle.values():
             for connection in connections:
@@ -343,7 +346,7 @@ class _Pool:
 
     def exchange(self, send: Send) -> Reply | Failure:
         deadline = time.monotonic() + send.timeout_s
-        if self._is_closed:
+        if self.is_closed:
             return Failure(Fault.NOT_SENT, "the client is closed")
         while True:
             connection = self._take(send.address)
@@ -389,7 +392,7 @@ class _Pool:
         connection.idle_since = time.monotonic()
         with self._lock:
             idle = self._idle.setdefault(address, [])
-            if not self._is_closed and len(idle) < IDLE_CONNECTIONS_MAX:
+            if not self.is_closed and len(idle) < IDLE_CONNECTIONS_MAX:
                 idle.append(connection)
                 return
         connection.close()

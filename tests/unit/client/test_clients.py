@@ -405,7 +405,12 @@ async def test_a_closed_client_refuses(cluster: FakeCluster) -> None:
     await client.put("k", "1")
     await client.close()
     with pytest.raises(Unavailable, match="closed"):
-        await client.get("k", timeout=0.1)
+        await client.get("k")
+    blocking = Client(*cluster.endpoints)
+    blocking.put("k", "1")
+    blocking.close()
+    with pytest.raises(Unavailable, match="closed"):
+        blocking.get("k")
 
 
 def test_the_blocking_client_loads_neither_aiohttp_nor_asyncio() -> None:

@@ -370,9 +370,17 @@ def test_attempts_grow_until_the_deadline() -> None:
     assert script.now <= 20.0
 
 
-def test_a_long_call_gets_all_the_time_in_one_attempt() -> None:
+def test_an_attempt_of_a_long_call_gets_half_the_time_that_is_left() -> None:
     script = Script(known_core(), operations.count(operations.key_range("p", None, None)), 30.0)
-    assert script.send.timeout_s == 30.0
+    assert script.send.timeout_s == 15.0
+    script.time_out()
+    assert script.send.timeout_s == 7.5
+
+
+def test_an_absent_document_is_an_error_even_if_it_calls_itself_a_key() -> None:
+    script = Script(known_core(), operations.fetch("GET", "/v1/shards/99"))
+    with pytest.raises(NotFound):
+        script.problem(404, "key-not-found")
 
 
 def test_an_overloaded_shard_is_left_alone_as_long_as_it_asks() -> None:
