@@ -246,7 +246,7 @@ def test_repeated_batch_applies_once_over_all_shards(node: ApiNode, identity: di
     assert {node.value(f"n{number}") for number in range(20)} == {b"1"}
 
 
-def test_batch_that_broke_off_resumes_where_it_stood(node: ApiNode) -> None:
+def test_pitfall_38_batch_that_broke_off_resumes_where_it_stood(node: ApiNode) -> None:
     ops = [incr(f"n{number}") for number in range(20)]
     node.router.fail[node.router.shards()[0]] = OutcomeUnknown("lost")
     batch(node, *ops, kv_session="s", kv_sequence="1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from kvstore.config import Limits
@@ -465,6 +467,23 @@ def test_repeated_write_of_a_session_is_answered_from_its_record(node: ApiNode) 
     assert first.content == again.content
     assert node.value("a") == b"1"
     assert node.ask("POST", "/v1/kv/a?op=incr", kv_session="s1", kv_sequence="2").content["value"] == 2
+
+
+def test_pitfall_23_writes_repeated_after_lost_answers_apply_once(node: ApiNode) -> None:
+    """Requests and answers are lost at random; the client repeats until it hears."""
+    dice = Random(23)
+    for sequence in range(1, 200):
+        identity = {"kv_session": "s1", "kv_sequence": str(sequence), "kv_acked_below": str(sequence)}
+        while True:
+            is_lost = dice.random() < 0.3
+            if is_lost:
+                continue
+            reply = node.ask("POST", "/v1/kv/a?op=incr", **identity)
+            is_heard = dice.random() < 0.5
+            if is_heard:
+                break
+        assert reply.content["value"] == sequence
+    assert node.value("a") == b"199"
 
 
 def test_refusal_is_replayed_too(node: ApiNode) -> None:

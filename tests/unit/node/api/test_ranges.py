@@ -255,7 +255,7 @@ def test_empty_stream_has_only_its_end() -> None:
     assert [line["type"] for line in lines] == ["end"]
 
 
-def test_stream_that_breaks_says_so_in_its_last_line() -> None:
+def test_pitfall_46_stream_that_breaks_cannot_be_taken_for_complete() -> None:
     node = filled(1200)
     node.router.held = []
     reply = node.ask("GET", "/v1/kv", accept="application/x-ndjson")
