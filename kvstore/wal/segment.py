@@ -149,10 +149,5 @@ class Segment:
         self._file.datasync()
         self.offset = end
 
-    def rewrite(self, offset: int, content: bytes) -> None:
-        """Make bytes durable that were read back and may never have been synced."""
-        self._file.write_at(offset, content)
-        self._file.datasync()
-
     def close(self) -> None:
         self._file.close()

@@ -181,8 +181,10 @@ class Wal:
         payloads = [each[5] for each in coded]
         content, checksum = batch.encode(segment.header.nonce, self._sequence, self._checksum, rows, payloads)
         offset = segment.offset
-        with self._poisoned_by_failure():
+        try:
             segment.append(content)
+        except OSError as error:
+            raise self._poison(error) from error
         place = Place(segment.header.number, offset, segment.offset, self._sequence)
         self._sequence += 1
         self._checksum = checksum
@@ -204,8 +206,11 @@ class Wal:
         try:
             yield
         except OSError as error:
-            self._poisoned = str(error)
-            raise WalPoisoned(f"the log failed to write: {error}") from error
+            raise self._poison(error) from error
+
+    def _poison(self, error: OSError) -> WalPoisoned:
+        self._poisoned = str(error)
+        return WalPoisoned(f"the log failed to write: {error}")
 
     def _refuse_if_poisoned(self) -> None:
         if self._poisoned is not None:
