@@ -47,11 +47,6 @@ def contradictions(config: Config) -> Iterator[tuple[str, str]]:
             "limits.connections_per_address_max",
             f"expected at most connections_max ({limits.connections_max})",
         )
-    if config.storage.reserve_percent > config.storage.free_percent_min:
-        yield (
-            "storage.reserve_percent",
-            f"expected at most free_percent_min ({config.storage.free_percent_min})",
-        )
 
 
 def _contradictions_of_nodes(config: Config) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,6 @@ Count = Annotated[int, Meta(ge=1, le=1 << 31)]
 Bytes = Annotated[int, Meta(ge=1, le=1 << 50)]
 Millis = Annotated[int, Meta(ge=1, le=3_600_000)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400 * 30)]
-Percent = Annotated[int, Meta(ge=0, le=90)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Address = Annotated[str, Meta(max_length=300)]
 
@@ -139,19 +138,16 @@ class Storage(Section, frozen=True):
     wal_segment_bytes: Annotated[
         int, Meta(ge=64 * KIB, le=GIB, description="bytes of one file of the log, preallocated")
     ] = 64 * MIB
-    log_bytes_max: Annotated[
-        Bytes, Meta(description="bytes of log per node; past it slow replicas get a snapshot instead")
-    ] = GIB
     block_cache_bytes: Annotated[Bytes, Meta(description="bytes of read cache for all tablets")] = 64 * MIB
     write_buffer_bytes: Annotated[
         Bytes, Meta(description="bytes of unflushed writes for all tablets; more makes restarts slower")
     ] = 64 * MIB
-    free_percent_min: Annotated[
-        Percent, Meta(description="percent of the disk; below it writes that grow get 507")
-    ] = 10
-    reserve_percent: Annotated[
-        Percent, Meta(description="percent of the disk kept back for deletes and compaction")
-    ] = 5
+    free_bytes_min: Annotated[
+        int, Meta(ge=0, le=1 << 50, description="bytes of free disk; below it writes that grow get 507")
+    ] = 256 * MIB
+    reserve_bytes: Annotated[
+        int, Meta(ge=MIB, le=GIB, description="bytes the log keeps aside to tidy up when the disk is full")
+    ] = 8 * MIB
 
 
 class Snapshot(Section, frozen=True):

@@ -15,7 +15,8 @@ COMMAND_OVERHEAD_BYTES = 4096
 
 
 def wal_settings(config: Config) -> WalSettings:
-    return WalSettings(segment_bytes=config.storage.wal_segment_bytes)
+    storage = config.storage
+    return WalSettings(segment_bytes=storage.wal_segment_bytes, reserve_bytes=storage.reserve_bytes)
 
 
 def host_settings(config: Config) -> HostSettings:
@@ -29,7 +30,7 @@ def host_settings(config: Config) -> HostSettings:
 
 
 def keeper_settings(config: Config) -> KeeperSettings:
-    return KeeperSettings()
+    return KeeperSettings(free_bytes_min=config.storage.free_bytes_min)
 
 
 def raft_settings(config: Config) -> RaftSettings:

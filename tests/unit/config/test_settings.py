@@ -9,7 +9,6 @@ UNITS = {
     "bytes": "byte",
     "ms": "millisecond",
     "s": "second",
-    "percent": "percent",
     "minutes": "minute",
 }
 
