@@ -230,6 +230,6 @@ def decode(
                 return ClockRecord(_decode_clocks(payload))
             case 10:
                 return _decode_inventory(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Corrupt(f"record of type {KIND_NAMES[kind]} makes no sense: {error}") from error
     raise Corrupt(f"record of unknown type {kind}: was it written by a newer version?")

@@ -117,7 +117,7 @@ class Wal:
                 self._write(entries, is_own=True)
         with self._poisoned_by_failure():
             self._segments.fill_reserve()
-        self.holders = reclaim.holders(self._index, self.oldest_segment)
+        self.holders = reclaim.holders(self._index, self.oldest_segment) if self.segment_count > 1 else ()
 
     def close(self) -> None:
         if self._active is not None:
