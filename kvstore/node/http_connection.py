@@ -215,7 +215,7 @@ class Connection(asyncio.Protocol):
         complete = 0
         if self._payload is not None:
             complete = self._continue_body(len(data))
-            if self._payload is not None or self._is_refusing:
+            if complete == 0:
                 return
         elif not messages:
             self._continue_head(len(data))
@@ -233,10 +233,13 @@ class Connection(asyncio.Protocol):
                 self._begin_body(message, payload)
                 break
             complete += 1
-            if self._is_refusing:
+            if self._takes_no_more():
                 return
         if parsed_before + complete >= self._limits.pipeline_max:
             self._stall()
+
+    def _takes_no_more(self) -> bool:
+        return self._is_refusing
 
     # --- heads and bodies -------------------------------------------------------------------------
 
