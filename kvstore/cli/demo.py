@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,7 @@ from kvstore.cli.settings import DURATION, Settings
 
 POLL_S = 0.05
 STOP_S = 10.0
-"""A node that has not stopped cleanly after this is killed."""
+"""A process that has not ended cleanly after this is killed."""
 LOG_TAIL_LINES = 15
 NODE_COMMAND = (sys.executable, "-m", "kvstore.node")
 
@@ -68,9 +68,12 @@ def demo(
             output.hint(f"{node_count} nodes are ready after {took_s:.1f} s", is_quiet=settings.is_quiet)
             if command is not None:
                 raise Quiet(_run(command, cluster))
-            _show(settings, cluster)
-            output.hint("Ctrl-C stops the cluster.", is_quiet=settings.is_quiet)
-            cluster.watch()
+            # To be stopped is how a demo ends: not a failure.
+            with suppress(KeyboardInterrupt, Quiet):
+                _show(settings, cluster)
+                output.hint("Ctrl-C stops the cluster.", is_quiet=settings.is_quiet)
+                cluster.watch()
+            output.hint("stopping", is_quiet=settings.is_quiet)
     finally:
         if keep:
             click.echo(f"kept {directory}", err=True)
@@ -109,7 +112,7 @@ def _run(command: str, cluster: _Cluster) -> int:
         try:
             code = process.wait()
         except BaseException:
-            process.terminate()
+            _end(process)
             raise
     return 128 - code if code < 0 else code
 
@@ -211,16 +214,21 @@ class _Cluster:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        for node in self.nodes:
-            if node.process.poll() is None:
-                node.process.terminate()
-        deadline = time.monotonic() + STOP_S
-        for node in self.nodes:
-            try:
-                node.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                node.process.kill()
-                node.process.wait()
+        _end(*(node.process for node in self.nodes))
+
+
+def _end(*processes: subprocess.Popen[bytes]) -> None:
+    """Ask processes to end, wait for them, and kill those that do not."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + STOP_S
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _failure(node: _Node, message: str, exit_code: int = exit_codes.FAILURE) -> Failure:

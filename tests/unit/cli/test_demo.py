@@ -111,35 +111,50 @@ def test_a_shard_count_that_is_no_power_of_two_is_wrong_usage(scratch: Path) -> 
     assert run("--shards", "12").exit_code == 2
 
 
-@pytest.fixture
-def interactive(scratch: Path) -> Iterator[subprocess.Popen[str]]:
-    """A demo without --exec, as a process of its own."""
+def start(scratch: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Run a demo as a process of its own."""
     code = (
         "import sys, tempfile; from kvstore.cli import demo; from kvstore.cli.main import main;"
         f"tempfile.tempdir = {str(scratch)!r}; demo.NODE_COMMAND = {FAKE_NODE!r};"
-        "sys.argv = ['kvctl', 'demo', '-o', 'jsonl']; main()"
+        f"sys.argv = ['kvctl', 'demo', *{arguments!r}]; main()"
     )
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
+
+
+@pytest.fixture
+def interactive(scratch: Path) -> Iterator[subprocess.Popen[str]]:
+    process = start(scratch, "-o", "jsonl")
     yield process
     if process.poll() is None:
         process.kill()
     process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_in_an_orderly_way(
-    interactive: subprocess.Popen[str], scratch: Path, number: signal.Signals, code: int
+    interactive: subprocess.Popen[str], scratch: Path, number: signal.Signals
 ) -> None:
     assert interactive.stdout is not None
     shown = json.loads(interactive.stdout.readline())
     assert len(shown["endpoints"]) == 3
     assert sorted(node["pid"] for node in shown["nodes"]) == sorted(running(scratch))
     interactive.send_signal(number)
-    assert interactive.wait(10) == code
+    assert interactive.wait(10) == 0
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_interrupted_is_ended_too(scratch: Path, number: signal.Signals, code: int) -> None:
+    process = start(scratch, "--exec", "echo $$ && exec sleep 60")
+    assert process.stdout is not None
+    command = int(process.stdout.readline())
+    process.send_signal(number)
+    assert process.wait(10) == code
+    process.communicate()
+    with pytest.raises(ProcessLookupError):
+        os.kill(command, 0)
     assert list(scratch.iterdir()) == []
 
 

@@ -25,6 +25,7 @@ from kvstore.client import (
     OutOfRange,
     Unavailable,
 )
+from kvstore.client.plan import _Execution
 from tests.support.fake_cluster import Answer, Drop, FakeCluster, Seen, problem
 
 
@@ -232,6 +233,28 @@ def test_pitfall_23_a_write_whose_answer_is_lost_is_applied_once(kv: Any, cluste
         result = kv.incr("n", timeout=10.0)
         assert result.value == expected
     assert len(cluster.requests("POST")) >= 20
+
+
+def test_pitfall_23_guard_taken_away_without_identity_writes_are_doubled(
+    kv: Any, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = _Execution.request
+
+    def anonymous(self: Any, is_direct: bool, attempt_s: float) -> Any:
+        request = original(self, is_direct, attempt_s)
+        headers = {name: value for name, value in request.headers.items() if name != "KV-Session"}
+        return request._replace(headers=headers)
+
+    monkeypatch.setattr(_Execution, "request", anonymous)
+    drops = iter([True, False])
+
+    def drop_first(seen: Seen) -> Answer | None:
+        if seen.method == "POST" and next(drops):
+            raise Drop
+        return None
+
+    cluster.after = drop_first
+    assert kv.incr("n").value == 2, "one call, counted twice"
 
 
 def test_batches_whose_answers_are_lost_are_applied_once(kv: Any, cluster: FakeCluster) -> None:
