@@ -71,7 +71,7 @@ class Beats:
             replica = self._host.replicas.get(shard)
             if replica is None or not replica.core.hear_leader(leader, term):
                 disagree.append(shard)
-            else:
+            elif replica.machine.applied >= replica.core.commit:
                 replica.heard_at = now
         self._host.post(node, Lane.CONTROL, BeatReply(beat.version, beat.seq, tuple(disagree), False))
 

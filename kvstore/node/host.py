@@ -154,7 +154,16 @@ class Host:
     def _send_frames(self) -> None:
         outbox, self._outbox = self._outbox, {}
         for (node, lane), messages in outbox.items():
-            self._transport.send(node, lane, peer.encode(messages))
+            self._send(node, lane, messages)
+
+    def _send(self, node: NodeId, lane: Lane, messages: list[peer.PeerMessage]) -> None:
+        try:
+            frame = peer.encode(messages)
+        except peer.PeerProtocolError:
+            for part in _halves(messages):
+                self._send(node, lane, part)
+        else:
+            self._transport.send(node, lane, frame)
 
     def _post_raft(self, replica: Replica, messages: tuple[Message, ...]) -> None:
         by_link: dict[tuple[NodeId, Lane], list[Message]] = {}
@@ -341,3 +350,17 @@ class Host:
     def _watch_disk(self, now: float) -> None:
         if self.log.busy_s(now) > self.settings.disk_dead_s and not self.log.is_disk_full:
             self.fail(Fatal(f"the disk has not finished a log write for {self.log.busy_s(now):.0f} s"))
+
+
+def _halves(messages: list[peer.PeerMessage]) -> list[list[peer.PeerMessage]]:
+    """Two smaller frames for one that is too large; nothing for a single message that no frame can hold."""
+    if len(messages) > 1:
+        middle = len(messages) // 2
+        return [messages[:middle], messages[middle:]]
+    only = messages[0]
+    if isinstance(only, peer.RaftMessages) and len(only.messages) > 1:
+        middle = len(only.messages) // 2
+        parts = (only.messages[:middle], only.messages[middle:])
+        return [[peer.RaftMessages(only.shard, part)] for part in parts]
+    log.error("a %s is too large for any frame and was dropped", type(only).__name__)
+    return []

@@ -213,6 +213,7 @@ class Replica:
             raise
         self.unflushed_bytes += size
         self.core.applied(entries[-1].index)
+        self.core.clock_ms = max(self.core.clock_ms, self.machine.clock_ms)
         if self.in_flight:
             self._answer_writers(entries, results)
         return bool(self.committed)
