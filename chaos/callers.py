@@ -206,7 +206,9 @@ class Caller:
             is_doubtful = end.is_doubtful or code == "outcome-unknown" or status == 500
             if status == 500:
                 self.unexpected[f"500 in a batch: {code}"] += 1
-            self._complete(operation, End(None, "unknown" if is_doubtful else "refused", code, end.node), None)
+            self._complete(
+                operation, End(None, "unknown" if is_doubtful else "refused", code, end.node), None
+            )
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
