@@ -118,12 +118,18 @@ class TransferBody(msgspec.Struct, forbid_unknown_fields=True):
     to: str
 
 
+class RebuildBody(msgspec.Struct, forbid_unknown_fields=True):
+    node: str
+
+
 _json_batch = msgspec.json.Decoder(JsonBatch)
 _packed_batch = msgspec.msgpack.Decoder(PackedBatch)
 _json_incr = msgspec.json.Decoder(IncrBody)
 _packed_incr = msgspec.msgpack.Decoder(IncrBody)
 _json_transfer = msgspec.json.Decoder(TransferBody)
 _packed_transfer = msgspec.msgpack.Decoder(TransferBody)
+_json_rebuild = msgspec.json.Decoder(RebuildBody)
+_packed_rebuild = msgspec.msgpack.Decoder(RebuildBody)
 
 
 def is_msgpack(headers: HeaderLookup) -> bool:
@@ -172,6 +178,12 @@ def incr_body(headers: HeaderLookup, body: bytes) -> IncrBody:
 def transfer_body(headers: HeaderLookup, body: bytes) -> TransferBody:
     decoder: Any = _packed_transfer if is_msgpack(headers) else _json_transfer
     parsed: TransferBody = _decoded(decoder, body, 'an object with "to", the node that shall lead')
+    return parsed
+
+
+def rebuild_body(headers: HeaderLookup, body: bytes) -> RebuildBody:
+    decoder: Any = _packed_rebuild if is_msgpack(headers) else _json_rebuild
+    parsed: RebuildBody = _decoded(decoder, body, 'an object with "node", whose replica is lost')
     return parsed
 
 

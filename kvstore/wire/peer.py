@@ -163,6 +163,8 @@ class StatusReply(msgspec.Struct, frozen=True, array_like=True, tag=20):
     led: tuple[LedShard, ...]
     damaged: tuple[tuple[ShardId, ReplicaId], ...]
     """The sender's quarantined replicas."""
+    hosted: tuple[tuple[ShardId, ReplicaId], ...] | None = None
+    """The sender's living replicas; None while it does not host any yet."""
 
 
 class TransferRequest(msgspec.Struct, frozen=True, array_like=True, tag=21):
@@ -171,6 +173,45 @@ class TransferRequest(msgspec.Struct, frozen=True, array_like=True, tag=21):
     id: RequestId
     shard: ShardId
     to: Name
+
+
+class RebuildRequest(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """Replace a lost or damaged replica of a shard that the receiver leads by a new incarnation on the same
+    node; asking twice is asking once. Answered with a RebuildReply."""
+
+    id: RequestId
+    shard: ShardId
+    lost: ReplicaId
+
+
+class RebuildReply(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    id: RequestId
+    replica: ReplicaId | None
+    """The incarnation that comes in its place; None: refused."""
+    error: Code | None
+    """A code of `errors.BY_CODE`."""
+    detail: Text
+
+
+class CreateReplica(msgspec.Struct, frozen=True, array_like=True, tag=24):
+    """The shard's leader has made `replica`, of the receiving node, a learner: host it, empty."""
+
+    shard: ShardId
+    replica: ReplicaId
+
+
+class CreateRefused(msgspec.Struct, frozen=True, array_like=True, tag=25):
+    """The sender never made `replica`: a healthy one of the shard lives there."""
+
+    shard: ShardId
+    replica: ReplicaId
+
+
+class DestroyReplica(msgspec.Struct, frozen=True, array_like=True, tag=26):
+    """A configuration without `replica`, and with a later incarnation of the receiving node, was committed."""
+
+    shard: ShardId
+    replica: ReplicaId
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=18):
@@ -201,6 +242,11 @@ PeerMessage = (
     | StatusRequest
     | StatusReply
     | TransferRequest
+    | RebuildRequest
+    | RebuildReply
+    | CreateReplica
+    | CreateRefused
+    | DestroyReplica
 )
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -67,7 +67,12 @@ SAMPLES: list[peer.PeerMessage] = [
     peer.Refusal("node n9 is not known to this node"),
     peer.StatusRequest(12),
     peer.StatusReply(
-        12, (peer.LedShard(SHARD, TERM, A, (A, B), (), ((B, INDEX),), INDEX, 41),), ((SHARD, B),)
+        12, (peer.LedShard(SHARD, TERM, A, (A, B), (), ((B, INDEX),), INDEX, 41),), ((SHARD, B),), ((SHARD, A),)
     ),
     peer.TransferRequest(13, SHARD, N2),
+    peer.RebuildRequest(14, SHARD, A),
+    peer.RebuildReply(14, None, "overloaded", "another change of members is under way"),
+    peer.CreateReplica(SHARD, B),
+    peer.CreateRefused(SHARD, B),
+    peer.DestroyReplica(SHARD, A),
 ]
