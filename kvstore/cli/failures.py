@@ -9,12 +9,10 @@ import click
 from kvstore.cli import exit_codes
 from kvstore.errors import (
     Conflict,
-    InvalidArgument,
     KvError,
     NoLeader,
     OutcomeUnknown,
     Overloaded,
-    TooLarge,
     Unavailable,
     Unsupported,
 )
@@ -77,6 +75,4 @@ def _next_step(error: KvError) -> str | None:
         return "read the key again and repeat with its present revision"
     if isinstance(error, Unsupported):
         return "see what this version serves: kvctl --help"
-    if isinstance(error, TooLarge | InvalidArgument):
-        return None
     return None

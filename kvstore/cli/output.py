@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -112,7 +112,3 @@ def show_rows(form: str, name: str, rows: Iterable[Mapping[str, Any]], columns: 
             [column.replace("_", " ") for column in present],
             ([cell(row.get(column)) for column in present] for row in found),
         )
-
-
-def lines_of(items: Iterable[bytes]) -> Iterator[bytes]:
-    return (item + b"\n" for item in items)
