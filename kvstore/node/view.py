@@ -124,7 +124,7 @@ class NodeView:
         start, end = self._node.shard_map.range_of(shard)
         if led is None:
             homes = [ReplicaRow(node, "follower") for node in self._homes(shard)]
-            return ShardRow(shard, start, end, None, 0, homes)
+            return ShardRow(shard, start, end, self.leader_of(shard), 0, homes)
         matches = dict(led.matches)
         rows = []
         for replica in (*led.voters, *led.learners):
