@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from tests.sim.scenario import Outcome, Scenario
+from tests.sim.scenario import FAULT_PHASE_S, Outcome, Scenario
 
 
 def main() -> int:
@@ -21,16 +21,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="run seeds from FIRST on for this long instead")
     parser.add_argument("--seed", type=int, help="one seed, with its trace on stdout")
     parser.add_argument("--no-invariants", action="store_true", help="only client histories and state hashes")
+    parser.add_argument("--fault-s", type=float, default=FAULT_PHASE_S, help="simulated seconds of faults")
     options = parser.parse_args()
     if options.seed is not None:
-        return _replay(options.seed, check_invariants=not options.no_invariants)
+        return _replay(options.seed, options.fault_s, check_invariants=not options.no_invariants)
     started = time.monotonic()
     total = Coverage()
     for seed in _seeds(options.seeds, options.minutes):
-        outcome = run_seed(seed, check_invariants=not options.no_invariants)
+        outcome = run_seed(seed, options.fault_s, check_invariants=not options.no_invariants)
         total.add(outcome)
         if outcome.failures:
-            _report(outcome)
+            print(report(outcome, options.fault_s), flush=True)
         elapsed = time.monotonic() - started
         print(f"\r{total.line(elapsed)}", end="", file=sys.stderr)
     print(file=sys.stderr)
@@ -38,24 +39,24 @@ def main() -> int:
     return 1 if total.failed else 0
 
 
-def run_seed(seed: int, *, check_invariants: bool = True) -> Outcome:
+def run_seed(seed: int, fault_s: float = FAULT_PHASE_S, *, check_invariants: bool = True) -> Outcome:
     """One seed; an exception of the code under test is a failure like any other."""
-    scenario = Scenario(seed, check_invariants=check_invariants)
+    scenario = Scenario(seed, check_invariants=check_invariants, fault_s=fault_s)
     try:
         return scenario.run()
     except Exception:  # noqa: BLE001 - recorded by the scenario
         return scenario.outcome()
 
 
-def _replay(seed: int, *, check_invariants: bool) -> int:
-    scenario = Scenario(seed, check_invariants=check_invariants, trace=True)
+def _replay(seed: int, fault_s: float, *, check_invariants: bool) -> int:
+    scenario = Scenario(seed, check_invariants=check_invariants, trace=True, fault_s=fault_s)
     try:
         outcome = scenario.run()
     finally:
         print("\n".join(scenario.world.trace or []))
     print(outcome.faults, outcome.counts)
     if outcome.failures:
-        _report(outcome)
+        print(report(outcome, fault_s))
     return 1 if outcome.failures else 0
 
 
@@ -67,11 +68,10 @@ def _seeds(text: str, minutes: float | None) -> Iterator[int]:
         seed += 1
 
 
-def _report(outcome: Outcome) -> None:
-    print(f"\nseed {outcome.seed} failed:")
-    for failure in outcome.failures[:10]:
-        print(f"  {failure}")
-    print(f"replay: python -m tests.sim --seed {outcome.seed}", flush=True)
+def report(outcome: Outcome, fault_s: float) -> str:
+    """What went wrong, and how to see it again."""
+    lines = [f"seed {outcome.seed} failed:", *(f"  {failure}" for failure in outcome.failures[:10])]
+    return "\n".join([*lines, f"replay: python -m tests.sim --seed {outcome.seed} --fault-s {fault_s:g}"])
 
 
 class Coverage:

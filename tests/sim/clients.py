@@ -163,6 +163,7 @@ class Attempt:
 
     def _end(self, outcome: Any, result: Any) -> None:
         self.is_over = True
+        self.client.world.stir(b"%d %a %a" % (self.client.number, outcome, result))
         self.client.history.complete(self.operation, outcome, self.client.world.now, result)
         self.client.finished()
 

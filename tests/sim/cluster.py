@@ -55,12 +55,25 @@ class Process:
             addresses,
             self._on_fatal,
         )
+        self._tell_roles()
         mine = cluster.config.node(name)
         addresses.announce(name, mine.peer, mine.client)
         view = NodeView(self.node, self.transport)
         self.api = Api(self.node.router, view, cluster.config, self.runtime)
 
+    def _tell_roles(self) -> None:
+        host, world = self.node.host, self.cluster.world
+        on_role_change = host.on_role_change
+
+        def tell(replica: Replica) -> None:
+            role = "follows" if replica.led_term is None else "leads"
+            world.note(f"{self.name} {role} shard {replica.shard} in term {replica.core.term}")
+            on_role_change(replica)
+
+        host.on_role_change = tell
+
     def start(self) -> None:
+        self.cluster.world.note(f"{self.name} starts")
         self.cluster.network.listen(self.name, self._on_frame)
         self.node.start()
         for peer, process in self.cluster.processes.items():
@@ -132,6 +145,7 @@ class SimCluster:
 
     def kill(self, name: NodeId, *, power_loss: bool) -> None:
         """End a process at this instant. Power loss also takes what the disk had not synced."""
+        self.world.note(f"{name} {'loses power' if power_loss else 'is killed'}")
         process = self.processes.pop(name)
         process.runtime.is_alive = False
         process.node.host.stop()

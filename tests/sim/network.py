@@ -7,9 +7,13 @@ from random import Random
 
 from kvstore.node.runtime import Lane
 from kvstore.types import NodeId
+from kvstore.wire import peer
 from tests.sim.world import World
 
 Deliver = Callable[[NodeId, Lane, bytes], None]
+
+Sift = Callable[[NodeId, NodeId, peer.PeerMessage], bool]
+"""Source, target, message: whether it may pass."""
 
 
 class NetworkFaults:
@@ -31,6 +35,8 @@ class Network:
         self.cut: set[tuple[NodeId, NodeId]] = set()
         """Directed links on which nothing arrives."""
         self.counts = {"sent": 0, "lost": 0, "repeated": 0, "reordered": 0, "cut": 0}
+        self.sift: Sift | None = None
+        """Set by schedules that decide message by message."""
         self._last_arrival: dict[tuple[NodeId, NodeId, Lane], float] = {}
 
     def listen(self, node: NodeId, deliver: Deliver) -> None:
@@ -46,6 +52,10 @@ class Network:
         if target not in self._listeners:
             return False
         self.counts["sent"] += 1
+        if self.sift is not None:
+            messages = [message for message in peer.decode(frame) if self.sift(source, target, message)]
+            frame = peer.encode(messages)
+        self._world.stir(frame)
         dice, faults = self._dice, self.faults
         if (source, target) in self.cut:
             self.counts["cut"] += 1
@@ -70,6 +80,10 @@ class Network:
         arrival = max(arrival, self._last_arrival.get(link, 0.0))
         self._last_arrival[link] = arrival
         return arrival
+
+    def inject(self, source: NodeId, target: NodeId, message: peer.PeerMessage) -> None:
+        """Deliver a message that was held back, now."""
+        self._deliver(source, target, Lane.CONTROL, peer.encode([message]))
 
     def _deliver(self, source: NodeId, target: NodeId, lane: Lane, frame: bytes) -> None:
         if (source, target) in self.cut:

@@ -40,8 +40,18 @@ class Outcome(msgspec.Struct):
 
 
 class Scenario:
-    def __init__(self, seed: int, *, check_invariants: bool = True, trace: bool = False) -> None:
+    """`fault_s`: seconds of clients and faults together, before the healing."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        check_invariants: bool = True,
+        trace: bool = False,
+        fault_s: float = FAULT_PHASE_S,
+    ) -> None:
         self.seed = seed
+        self.fault_s = fault_s
         self.dice = Random(f"{seed}/scenario")
         self.world = World(seed)
         if trace:
@@ -49,6 +59,7 @@ class Scenario:
         nodes = self.dice.choice((3, 3, 3, 4, 5))
         self.cluster = SimCluster(self.world, nodes, shards=self.dice.choice((2, 4)), replication=3)
         self.cluster.on_exit = self._on_exit
+        self._set_clocks(Random(f"{seed}/clocks"))
         self.history = History()
         keys = [f"k{number}" for number in range(self.dice.choice((4, 8, 16)))] + ["count-a", "count-b"]
         self.clients = [
@@ -61,6 +72,12 @@ class Scenario:
         self.invariants = ClusterInvariants(self.cluster, self.failures) if check_invariants else None
         if self.invariants is not None:
             self.world.after_event = self.invariants.after_event
+
+    def _set_clocks(self, dice: Random) -> None:
+        """CLOCK_BOOTTIME starts anywhere, and no two crystals are equal (bounded, as lease reads assume)."""
+        for machine in self.cluster.machines.values():
+            machine.clock_offset = dice.choice((0.0, dice.uniform(0, 1e7)))
+            machine.clock_rate = 1.0 + dice.uniform(-0.03, 0.03)
 
     # ---- the run ---------------------------------------------------------------------------------
 
@@ -82,7 +99,7 @@ class Scenario:
         for client in self.clients:
             client.start()
         self.world.after(0.5, self._next_fault)
-        self.world.run_until(self.world.now + FAULT_PHASE_S)
+        self.world.run_until(self.world.now + self.fault_s)
         self._heal()
         self.world.run_until(self.world.now + 5.0)
         for client in self.clients:
@@ -282,6 +299,7 @@ class Scenario:
             self.cluster.count("undecided_partitions")
             self.world.note(f"undecided {keys}")
         for shard, hashes in self.cluster.state_hashes().items():
+            self.world.note(f"shard {shard} ends as {sorted(hashes.items())}")
             if len(set(hashes.values())) > 1:
                 self.failures.append(f"replicas of shard {shard} differ: {hashes}")
         damaged = {

@@ -7,26 +7,22 @@ killed, everything it scheduled dies with it.
 from __future__ import annotations
 
 import heapq
+from binascii import crc32
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
 
 class Event:
-    __slots__ = ("args", "at", "callback", "is_cancelled", "number")
+    __slots__ = ("args", "callback", "is_cancelled")
 
-    def __init__(self, at: float, number: int, callback: Callable[..., None], args: tuple[Any, ...]) -> None:
-        self.at = at
-        self.number = number
+    def __init__(self, callback: Callable[..., None], args: tuple[Any, ...]) -> None:
         self.callback = callback
         self.args = args
         self.is_cancelled = False
 
     def cancel(self) -> None:
         self.is_cancelled = True
-
-    def __lt__(self, other: Event) -> bool:
-        return (self.at, self.number) < (other.at, other.number)
 
 
 class World:
@@ -37,50 +33,55 @@ class World:
         self.dice = Random(seed)
         self.now = 0.0
         self.events_run = 0
-        self._heap: list[Event] = []
+        self._heap: list[tuple[float, int, Event]] = []
         self._number = 0
         self.after_event: Callable[[], None] = lambda: None
         self.trace: list[str] | None = None
+        self.digest = 0
+        """Of everything that was said on the network and to clients, while there is a trace."""
 
     def at(self, when: float, callback: Callable[..., None], *args: Any) -> Event:
         self._number += 1
-        event = Event(max(when, self.now), self._number, callback, args)
-        heapq.heappush(self._heap, event)
+        event = Event(callback, args)
+        heapq.heappush(self._heap, (max(when, self.now), self._number, event))
         return event
 
     def after(self, delay_s: float, callback: Callable[..., None], *args: Any) -> Event:
         return self.at(self.now + delay_s, callback, *args)
 
     def note(self, text: str) -> None:
+        """Add a line to the trace. Its digest tells two runs apart at the first line behind a difference."""
         if self.trace is not None:
-            self.trace.append(f"{self.now:.6f} {text}")
+            self.trace.append(f"{self.now:.6f} {self.digest:08x} {text}")
+
+    def stir(self, said: bytes) -> None:
+        """Let `said`, and that it is said now, count in the digest."""
+        if self.trace is not None:
+            self.digest = crc32(said, crc32(b"%a" % self.now, self.digest))
 
     def run_until(self, end: float) -> None:
-        while self._heap and self._heap[0].at <= end:
-            event = heapq.heappop(self._heap)
-            if event.is_cancelled:
-                continue
-            self.now = event.at
-            self.events_run += 1
-            event.callback(*event.args)
-            self.after_event()
-        self.now = end
+        while self._heap and self._heap[0][0] <= end:
+            self._step()
+        self.now = max(self.now, end)
 
     def run_while(self, condition: Callable[[], bool], limit_s: float) -> bool:
         """Run until `condition` is false; False when `limit_s` passed first."""
         end = self.now + limit_s
         while condition():
-            if not self._heap or self._heap[0].at > end:
+            if not self._heap or self._heap[0][0] > end:
                 self.now = end
                 return not condition()
-            event = heapq.heappop(self._heap)
-            if event.is_cancelled:
-                continue
-            self.now = event.at
-            self.events_run += 1
-            event.callback(*event.args)
-            self.after_event()
+            self._step()
         return True
+
+    def _step(self) -> None:
+        when, _number, event = heapq.heappop(self._heap)
+        if event.is_cancelled:
+            return
+        self.now = max(self.now, when)
+        self.events_run += 1
+        event.callback(*event.args)
+        self.after_event()
 
 
 class DiskTimes:
@@ -89,9 +90,12 @@ class DiskTimes:
     def __init__(self) -> None:
         self.low, self.high = 0.0001, 0.002
         self.hung_until = 0.0
+        self.hung_lane: str | None = None
+        """The one lane that hangs; None: all do."""
 
-    def sample(self, dice: Random, now: float) -> float:
-        return max(0.0, self.hung_until - now) + dice.uniform(self.low, self.high)
+    def sample(self, dice: Random, now: float, lane: str) -> float:
+        hangs = self.hung_lane in (None, lane)
+        return (max(0.0, self.hung_until - now) if hangs else 0.0) + dice.uniform(self.low, self.high)
 
 
 class SimRuntime:
@@ -133,7 +137,7 @@ class SimRuntime:
         self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None], *, lane: str
     ) -> None:
         start = max(self.world.now, self._lane_free_at.get(lane, 0.0))
-        end = start + self.disk.sample(self.dice, start)
+        end = start + self.disk.sample(self.dice, start, lane)
         self._lane_free_at[lane] = end
         job = (lane, work)
         self.in_progress.append(job)
