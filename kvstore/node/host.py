@@ -73,6 +73,7 @@ class Host:
         }
         """What to do with each kind of peer message; the router and the snapshots add theirs."""
         self.on_role_change: Callable[[Replica], None] = lambda replica: None
+        self.on_halt: Callable[[Replica, str], None] = lambda replica, reason: None
         self.on_snapshot_offer: Callable[[Replica, SnapshotOffer], None] = lambda replica, offer: None
         self.on_snapshots_wanted: Callable[[Replica, Ready], None] = lambda replica, ready: None
         self._transport = transport
@@ -120,6 +121,13 @@ class Host:
         """Put a message into the frame that leaves at the end of this pass."""
         self._outbox.setdefault((node, lane), []).append(message)
         self.schedule_pass()
+
+    def tell(self, node: NodeId, message: peer.PeerMessage) -> None:
+        """Send a control message to a node, which may be this one."""
+        if node == self.me:
+            self.on_message[type(message)](node, message)
+        else:
+            self.post(node, Lane.CONTROL, message)
 
     def on_frame(self, node: NodeId, lane: Lane, frame: bytes) -> None:
         if self.is_stopped:
@@ -288,6 +296,7 @@ class Host:
         self.replicas.pop(replica.shard, None)
         self._dirty.pop(replica.shard, None)
         self.damaged[replica.shard] = reason
+        self.on_halt(replica, reason)
         for call in list(replica.waiting_calls()):
             call.expire()
 

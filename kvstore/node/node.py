@@ -21,6 +21,8 @@ from kvstore.node.handshake import Addresses
 from kvstore.node.host import Host
 from kvstore.node.identity import DataDirectory, Identity
 from kvstore.node.keeper import Keeper
+from kvstore.node.quarantine import Quarantine
+from kvstore.node.rebuild import Rebuilds
 from kvstore.node.replica import Replica
 from kvstore.node.router import Router
 from kvstore.node.runtime import Lane, Runtime, Transport
@@ -39,7 +41,7 @@ from kvstore.placement import Member, ShardMap, place
 from kvstore.store.engine import Engine, Engines
 from kvstore.store.machine import Machine
 from kvstore.types import Incarnation, NodeId, ShardId, incarnation_of, node_of, replica_id
-from kvstore.wal import Quarantined, Recovered, RecoveredReplica, Wal
+from kvstore.wal import Recovered, RecoveredReplica, Wal
 from kvstore.wire import peer
 from kvstore.wire.boot_messages import BootState, ShardPlan
 
@@ -47,8 +49,6 @@ log = logging.getLogger(__name__)
 
 HEADS_KEPT = 131_072
 """Hot keys' records kept in memory, all shards together, about 250 bytes each."""
-NOTICE_S = 1.0
-"""How often peers are reminded of a quarantined replica: the notice may be lost, a leader may be new."""
 
 Observe = Callable[[ShardId], Callable[[str, dict[str, Any]], None] | None]
 
@@ -96,6 +96,10 @@ class Node:
         self.snapshots = SnapshotHost(
             self.host, transport, self.keeper, self.tablets, files, config.snapshot, self._machine
         )
+        self.quarantine = Quarantine(
+            self.host, self.tablets, self._host_replica, self.snapshots.receiver.cancel
+        )
+        self.rebuilds = Rebuilds(self.host, transport)
         self.boot = self._make_boot()
         self.boot_runner = BootRunner(
             self.boot,
@@ -107,10 +111,9 @@ class Node:
             prepare=self._create_replicas,
         )
         self.host.on_message[BootState] = self.boot_runner.on_message
-        self.status = Status(self.host, transport)
+        self.status = Status(self.host, transport, lambda: self._is_hosting)
         self.host.on_message[peer.AddressBook] = lambda node, book: self.learn_addresses(book.addresses)
         self.host.on_message[peer.TransferRequest] = self._on_transfer
-        self.host.on_message[peer.QuarantineNotice] = self._on_quarantine
         self.host.on_role_change = self._on_role_change
         self._is_hosting = False
 
@@ -121,7 +124,8 @@ class Node:
         self.host.start()
         self.keeper.start()
         self._sweep()
-        self._notice()
+        self.quarantine.start()
+        self.rebuilds.start()
         self.boot_runner.start()
 
     def stop(self) -> None:
@@ -131,7 +135,7 @@ class Node:
 
     def close(self) -> None:
         """Release the disk; call once no thread works on it any more."""
-        for replica in self.host.replicas.values():
+        for replica in (*self.host.replicas.values(), *self.quarantine.halted()):
             replica.machine.close()
         self.wal.close()
         self.directory.release()
@@ -213,16 +217,23 @@ class Node:
         self.router.homes = {
             plan.shard: tuple(node_of(voter) for voter in plan.voters) for plan in accepted.plan
         }
-        self.tablets.remove_debris(self.recovered)
-        for missing in self.tablets.planned(accepted.plan, self.recovered):
-            self._quarantine(missing.shard, missing.incarnation, "the log has no trace of this replica")
-        for (shard, incarnation), replica in sorted(self.recovered.replicas.items()):
+        recovered = self.recovered
+        missing = [(each.shard, each.incarnation) for each in self.tablets.planned(accepted.plan, recovered)]
+        self.tablets.remove_debris(recovered, missing)
+        for key in missing:
+            self.quarantine.mark(*key, "the log has no trace of this replica")
+        newest = dict(sorted(recovered.replicas))
+        for (shard, incarnation), replica in sorted(recovered.replicas.items()):
+            self.quarantine.know(shard, incarnation)
             if replica.destroyed:
                 continue
             if replica.quarantined is not None:
-                self._damaged(shard, incarnation, replica.quarantined)
+                self.quarantine.hold(shard, incarnation, replica.quarantined)
+            elif incarnation < newest[shard]:
+                self.quarantine.mark(shard, incarnation, "a later incarnation was made")
             else:
                 self._host_replica(shard, incarnation, replica)
+        self.quarantine.is_open = True
         self.recovered = Recovered()
         self.host.schedule_pass()
         self.on_member()
@@ -238,7 +249,7 @@ class Node:
                 self._observe,
             )
         except Corrupt as error:
-            self._quarantine(shard, incarnation, str(error))
+            self.quarantine.mark(shard, incarnation, str(error))
             return
         self.host.add(self._replica(opened))
 
@@ -259,34 +270,6 @@ class Node:
 
     def _machine(self, engine: Engine) -> Machine:
         return Machine(engine, store_limits(self.config), HEADS_KEPT // (self.config.shards + 1))
-
-    # ---- quarantine ------------------------------------------------------------------------------
-
-    def _quarantine(self, shard: ShardId, incarnation: Incarnation, reason: str) -> None:
-        """Take a replica out of every quorum, durably."""
-        self.host.log.add([Quarantined(shard, incarnation, reason)], None)
-        self.host.schedule_pass()
-        self._damaged(shard, incarnation, reason)
-
-    def _damaged(self, shard: ShardId, incarnation: Incarnation, reason: str) -> None:
-        me = replica_id(self.me, incarnation)
-        log.critical("shard=%d replica=%s is quarantined: %s", shard, me, reason)
-        self.host.damaged[shard] = reason
-        self.host.damaged_replicas[shard] = me
-
-    def _notice(self) -> None:
-        if self.host.is_stopped:
-            return
-        for shard, me in self.host.damaged_replicas.items():
-            for node in self.host.peers:
-                self.host.post(node, Lane.CONTROL, peer.QuarantineNotice(shard, me))
-        self.runtime.call_later(NOTICE_S, self._notice)
-
-    def _on_quarantine(self, node: NodeId, notice: peer.QuarantineNotice) -> None:
-        replica = self.host.replicas.get(notice.shard)
-        if replica is not None and node_of(notice.replica) == node:
-            replica.core.forget(notice.replica)
-            self.host.mark_dirty(replica)
 
     # ---- the rest --------------------------------------------------------------------------------
 

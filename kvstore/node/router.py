@@ -136,7 +136,7 @@ class Router:
             self._at_leader(replica, call)
         elif call.is_forwarded:
             call.fail(WrongRoute("this node does not lead the shard", leader=self.leader_node(call.shard)))
-        elif not call.is_write and replica is not None:
+        elif not call.is_write and replica is not None and replica.core.is_voter:
             replica.reads_new.append(call)
             self._ask_index(replica)
         else:
@@ -177,7 +177,8 @@ class Router:
 
     def _serve_stale(self, call: Call, max_staleness_s: float | None) -> bool:
         replica = self._host.replicas.get(call.shard)
-        if replica is None:
+        # Who is still being copied to has no state worth a read, however often its leader is heard.
+        if replica is None or not replica.core.is_voter:
             return False
         if replica.led_term is not None and self._host.holds_lease(replica):
             age = 0.0

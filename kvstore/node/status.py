@@ -32,8 +32,9 @@ def led_shard(replica: Replica) -> LedShard:
 class Status:
     """Answers for this node and asks the others."""
 
-    def __init__(self, host: Host, transport: Transport) -> None:
+    def __init__(self, host: Host, transport: Transport, is_hosting: Callable[[], bool]) -> None:
         self._host = host
+        self._is_hosting = is_hosting
         self._transport = transport
         self._asked: dict[int, Callable[[NodeId, StatusReply], None]] = {}
         self._next_id = 0
@@ -42,7 +43,13 @@ class Status:
 
     def mine(self, number: int = 0) -> StatusReply:
         led = [led_shard(each) for each in self._host.replicas.values() if each.led_term is not None]
-        return StatusReply(number, tuple(led), tuple(self._host.damaged_replicas.items()))
+        hosted = tuple((shard, each.me) for shard, each in self._host.replicas.items())
+        return StatusReply(
+            number,
+            tuple(led),
+            tuple(self._host.damaged_replicas.items()),
+            hosted if self._is_hosting() else None,
+        )
 
     def ask_all(self) -> Promise[dict[NodeId, StatusReply]]:
         """The answers of all nodes that can be reached, this one's included."""

@@ -23,7 +23,7 @@ from kvstore.raft.messages import Configuration, SnapshotMeta
 from kvstore.store.engine import Engine
 from kvstore.store.machine import Machine
 from kvstore.types import Incarnation, NodeId, ReplicaId, ShardId, incarnation_of, node_of, replica_id
-from kvstore.wal import Recovered, RecoveredReplica, ShardCreated
+from kvstore.wal import Key, Recovered, RecoveredReplica, ShardCreated
 from kvstore.wire.boot_messages import ShardPlan
 
 log = logging.getLogger(__name__)
@@ -70,17 +70,27 @@ class Tablets:
         for shard_plan in plan:
             for voter in shard_plan.voters:
                 key = (shard_plan.shard, incarnation_of(voter))
-                if node_of(voter) == self._me and key not in recovered.replicas:
+                if node_of(voter) == self._me and not _is_known(key, recovered):
                     name = self.fresh_name(*key)
                     configuration = Configuration(voters=tuple(sorted(shard_plan.voters)))
                     records.append(ShardCreated(*key, name, configuration))
         return records
 
-    def remove_debris(self, recovered: Recovered) -> None:
+    def remove_debris(self, recovered: Recovered, missing: Iterable[Key]) -> None:
+        """Remove what no living replica needs. Every directory of a damaged replica stays, also those that
+        its log no longer names: they may be all that is left of a shard. `missing` are replicas that
+        should be here and that the log has no trace of."""
         named = {_directory_of(replica) for replica in recovered.replicas.values() if not replica.destroyed}
+        lost = set(missing)
         for name in self._files.list(self.tablets):
-            if name not in named:
+            if name not in named and _is_debris(_key_of(name), recovered, lost):
                 log.info("removing debris tablet=%s", name)
+                self._files.remove_tree(self.path(name))
+
+    def remove_all_of(self, key: Key) -> None:
+        """Remove every directory that a destroyed replica ever had."""
+        for name in self._files.list(self.tablets):
+            if _key_of(name) == key:
                 self._files.remove_tree(self.path(name))
 
     def discard(self, directory: str) -> None:
@@ -140,3 +150,28 @@ def _directory_of(replica: RecoveredReplica) -> str | None:
     if replica.installed is not None:
         return replica.installed.directory
     return None if replica.created is None else replica.created.directory
+
+
+def _key_of(directory: str) -> Key | None:
+    """Whose tablet a directory of `fresh_name` was made for."""
+    parts = directory.split("-")
+    if len(parts) != 3 or not (parts[0].isdecimal() and parts[1].isdecimal()):
+        return None
+    return ShardId(int(parts[0])), Incarnation(int(parts[1]))
+
+
+def _is_known(key: Key, recovered: Recovered) -> bool:
+    """The log has this replica, or a later incarnation, which alone proves that this one is gone."""
+    return any(shard == key[0] and incarnation >= key[1] for shard, incarnation in recovered.replicas)
+
+
+def _is_debris(key: Key | None, recovered: Recovered, missing: set[Key]) -> bool:
+    """Judge a directory that the log does not name."""
+    if key is None:
+        return True
+    replica = recovered.replicas.get(key)
+    if replica is not None:
+        return replica.destroyed or replica.quarantined is None
+    # Unknown: superseded and forgotten, or never recorded, or damage has swallowed every trace of it.
+    is_trackless = recovered.has_lost_track or recovered.is_new or key in missing
+    return _is_known(key, recovered) or not is_trackless

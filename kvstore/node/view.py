@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvstore.errors import InvalidArgument, NoLeader, NotFound
+from kvstore.errors import (
+    InvalidArgument,
+    KvError,
+    NoLeader,
+    NotFound,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+)
 from kvstore.node.api.view import (
     Check,
     ClusterRow,
     NodeRow,
+    RebuildRow,
     ReplicaRow,
     RouteNode,
     RouteRow,
@@ -18,10 +27,11 @@ from kvstore.node.api.view import (
 from kvstore.node.flow import Promise, spawn
 from kvstore.node.node import Node
 from kvstore.node.runtime import Transport
-from kvstore.types import META_SHARD, NodeId, ReplicaId, ShardId, node_of
+from kvstore.types import META_SHARD, NodeId, ReplicaId, ShardId, incarnation_of, node_of
 from kvstore.wire.peer import LedShard, StatusReply
 
 TRANSFER_POLL_S = 0.02
+REBUILD_POLL_S = 0.1
 
 
 class NodeView:
@@ -47,7 +57,10 @@ class NodeView:
     def _homes(self, shard: ShardId) -> list[NodeId]:
         replica = self._host.replicas.get(shard)
         if replica is not None:
-            return [node_of(member) for member in replica.core.configuration.members()]
+            # Two incarnations on one node while one replaces the other; a new replica knows no members yet.
+            nodes = {node_of(member): None for member in replica.core.configuration.members()}
+            if nodes:
+                return list(nodes)
         return list(self._node.router.homes.get(shard, ()))
 
     def routes(self) -> Routes:
@@ -117,10 +130,11 @@ class NodeView:
     async def _shard_rows(self) -> list[ShardRow]:
         statuses = await self._node.status.ask_all()
         led = _newest_leaders(statuses)
-        damaged = {replica for status in statuses.values() for _shard, replica in status.damaged}
-        return [self._shard_row(shard, led.get(shard), damaged) for shard in self._node.shard_map.shards]
+        return [self._shard_row(shard, led.get(shard), statuses) for shard in self._node.shard_map.shards]
 
-    def _shard_row(self, shard: ShardId, led: LedShard | None, damaged: set[ReplicaId]) -> ShardRow:
+    def _shard_row(
+        self, shard: ShardId, led: LedShard | None, statuses: dict[NodeId, StatusReply]
+    ) -> ShardRow:
         start, end = self._node.shard_map.range_of(shard)
         if led is None:
             homes = [ReplicaRow(node, "follower") for node in self._homes(shard)]
@@ -129,10 +143,10 @@ class NodeView:
         rows = []
         for replica in (*led.voters, *led.learners):
             role = "follower"
-            if replica in damaged:
-                role = "quarantined"
-            elif replica == led.leader:
+            if replica == led.leader:
                 role = "leader"
+            elif _is_out(shard, replica, led, statuses.get(node_of(replica))):
+                role = "quarantined"
             elif replica in led.learners:
                 role = "learner"
             rows.append(ReplicaRow(node_of(replica), role, matches.get(replica)))
@@ -158,6 +172,36 @@ class NodeView:
         promise: Promise[None] = Promise()
         self._host.runtime.call_later(delay_s, promise.resolve, None)
         return promise
+
+    # ---- rebuild ---------------------------------------------------------------------------------
+
+    def rebuild(self, shard: ShardId, node: NodeId, deadline: float) -> Promise[RebuildRow]:
+        return spawn(self._rebuild(shard, node, deadline))
+
+    async def _rebuild(self, shard: ShardId, node: NodeId, deadline: float) -> RebuildRow:
+        """Ask the leader until the new incarnation is seen in its committed configuration: from then on no
+        crash can stop it."""
+        if shard not in self._node.shard_map.shards:
+            raise NotFound(f"there is no shard {shard}; expected 0 to {self._config.shards - 1}")
+        heir: ReplicaId | None = None
+        while True:
+            failure: KvError = NoLeader(f"shard {shard} has no leader that could rebuild it", retry_after=1)
+            statuses = await self._node.status.ask_all()
+            led = _newest_leaders(statuses).get(shard)
+            if led is not None:
+                newest = newest_on(node, led)
+                if newest in (heir, pending_on(node, led, statuses.get(node))):
+                    role = "learner" if newest in led.learners else "follower"
+                    return RebuildRow(shard, node, newest, role)
+                check_lost(newest, led, statuses.get(node))
+                try:
+                    heir = await self._node.rebuilds.ask(node_of(led.leader), shard, newest)
+                    failure = OutcomeUnknown(f"{heir} was proposed, but is not committed yet")
+                except (NoLeader, Overloaded, OutcomeUnknown) as error:
+                    failure = error
+            if self._host.runtime.now() + REBUILD_POLL_S > deadline:
+                raise failure
+            await self._sleep(REBUILD_POLL_S)
 
     # ---- health ----------------------------------------------------------------------------------
 
@@ -210,3 +254,43 @@ def _newest_leaders(statuses: dict[NodeId, StatusReply]) -> dict[ShardId, LedSha
             if each.shard not in led or led[each.shard].term < each.term:
                 led[each.shard] = each
     return led
+
+
+def _is_out(shard: ShardId, replica: ReplicaId, led: LedShard, status: StatusReply | None) -> bool:
+    """Whether its node says that the replica is damaged, or has no trace of it though it should vote."""
+    if status is None:
+        return False
+    is_missing = status.hosted is not None and (shard, replica) not in status.hosted
+    return (shard, replica) in status.damaged or (is_missing and replica in led.voters)
+
+
+def newest_on(node: NodeId, led: LedShard) -> ReplicaId:
+    """The newest incarnation of the shard on `node`.
+
+    Raises: InvalidArgument, if the node is no home of the shard."""
+    members = [replica for replica in (*led.voters, *led.learners) if node_of(replica) == node]
+    if not members:
+        homes = sorted({node_of(replica) for replica in (*led.voters, *led.learners)})
+        raise InvalidArgument(f"{node} is no home of shard {led.shard}: {', '.join(homes)} are")
+    return max(members, key=incarnation_of)
+
+
+def pending_on(node: NodeId, led: LedShard, status: StatusReply | None) -> ReplicaId | None:
+    """The learner that replaces a voter of its node already, unless it was damaged itself meanwhile."""
+    newest = newest_on(node, led)
+    is_replacing = newest in led.learners and any(node_of(voter) == node for voter in led.voters)
+    is_damaged = status is not None and (led.shard, newest) in status.damaged
+    return newest if is_replacing and not is_damaged else None
+
+
+def check_lost(replica: ReplicaId, led: LedShard, status: StatusReply | None) -> None:
+    """Only a replica that its own node does not have in service may be replaced.
+
+    Raises: Unavailable, if the node cannot be asked; InvalidArgument, if the replica is healthy."""
+    node = node_of(replica)
+    if status is None:
+        raise Unavailable(f"node {node} does not answer: it must run to be copied to", retry_after=1)
+    if status.hosted is None:
+        raise Unavailable(f"node {node} is not ready yet", retry_after=1)
+    if (led.shard, replica) in status.hosted:
+        raise InvalidArgument(f"{node} holds a healthy replica of shard {led.shard}: {replica}")

@@ -208,7 +208,7 @@ class CreateRefused(msgspec.Struct, frozen=True, array_like=True, tag=25):
 
 
 class DestroyReplica(msgspec.Struct, frozen=True, array_like=True, tag=26):
-    """A configuration without `replica`, and with a later incarnation of the receiving node, was committed."""
+    """A configuration without `replica`, but with a later incarnation of its node, was committed."""
 
     shard: ShardId
     replica: ReplicaId

@@ -18,6 +18,7 @@ from kvstore.node.api.view import (
     Check,
     ClusterRow,
     NodeRow,
+    RebuildRow,
     ReplicaRow,
     RouteNode,
     RouteRow,
@@ -153,6 +154,8 @@ class PaperCluster:
         self.checks = [Check("joined", True), Check("leaders", True)]
         self.addresses = {NodeId(f"n{number}"): f"10.0.0.{number}:7401" for number in (1, 2, 3)}
         self.transfers: list[tuple[ShardId, NodeId]] = []
+        self.rebuilds: list[tuple[ShardId, NodeId]] = []
+        self.rebuild_role = "learner"
 
     def epoch(self) -> int:
         return self.current_epoch
@@ -202,6 +205,10 @@ class PaperCluster:
         self.transfers.append((shard, to))
         self.leaders[shard] = to
         return _known(None)
+
+    def rebuild(self, shard: ShardId, node: NodeId, deadline: float) -> Promise[RebuildRow]:
+        self.rebuilds.append((shard, node))
+        return _known(RebuildRow(shard, node, ReplicaId(f"{node}/2"), self.rebuild_role))
 
     def facts(self) -> dict[str, Any]:
         return {"engine": "memory"}

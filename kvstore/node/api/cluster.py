@@ -6,6 +6,7 @@ from typing import Any
 
 from kvstore.errors import NotFound
 from kvstore.node.api.context import Context
+from kvstore.node.api.view import RebuildRow
 from kvstore.node.flow import Promise
 from kvstore.node.requests import Request
 from kvstore.placement import hash_tag, token_of
@@ -81,6 +82,22 @@ def transfer(context: Context, request: Request, number: str, query: api.Query) 
         context.respond_content(request, status, content, context.head(request))
 
     view.transfer(which, to, context.deadline(request)).on_done(settled)
+
+
+def rebuild(context: Context, request: Request, number: str, query: api.Query) -> None:
+    """Answer 202 once the new incarnation is sure to come, 200 if it votes already."""
+    which = request.shard = _shard_of(context, number)
+    node = NodeId(bodies.rebuild_body(request.headers, request.body).node)
+
+    def settled(known: Promise[RebuildRow]) -> None:
+        if known.error is not None:
+            context.fail(request, known.error)
+            return
+        row = known.result()
+        status = 202 if row.role == "learner" else 200
+        context.respond_content(request, status, row, context.head(request))
+
+    context.view.rebuild(which, node, context.deadline(request)).on_done(settled)
 
 
 def routes(context: Context, request: Request, query: api.Query) -> None:

@@ -71,6 +71,8 @@ def _schemas() -> dict[str, Schema]:
         "BatchResults": _object("results", results=_list(_object("status", **result))),
         "Transfer": _object("to", to=_TEXT),
         "Transferred": _object("shard to", shard=_COUNT, to=_TEXT, leader={"type": ["string", "null"]}),
+        "Rebuild": _object("node", node=_TEXT),
+        "Rebuilding": _ref("RebuildRow"),
         "Explained": _object("token shard", token=_TEXT, shard=_COUNT, key=_TEXT, hash_tag=_TEXT),
         "Info": _object("version limits", version=_TEXT, limits=_ANY_OBJECT),
         "Nodes": _object("nodes", nodes=_list(_ref("NodeRow"))),
@@ -88,7 +90,7 @@ def _schemas() -> dict[str, Schema]:
             retryable=_FLAG,
         ),
     }
-    rows = (view.ShardRow, view.NodeRow, view.ClusterRow, view.Routes)
+    rows = (view.ShardRow, view.NodeRow, view.ClusterRow, view.Routes, view.RebuildRow)
     _, described = msgspec.json.schema_components(rows, ref_template="#/components/schemas/{name}")
     return schemas | described
 

@@ -193,6 +193,16 @@ OPERATIONS: tuple[Operation, ...] = (
         answers=((200, "The node leads.", "Transferred"), (202, "Under way.", "Transferred")),
         errors=(400, 404, 503, 504),
     ),
+    Operation(
+        "POST",
+        "/v1/shards/{id}/rebuild",
+        "rebuild",
+        cluster.rebuild,
+        "Replace a quarantined or lost replica by a new copy on the same node.",
+        body="Rebuild",
+        answers=((200, "The new replica votes.", "Rebuilding"), (202, "Under way.", "Rebuilding")),
+        errors=(400, 404, 429, 503, 504),
+    ),
     Operation("POST", "/v1/shards/{id}/move", "shard_move", None, "Move a replica to another node."),
     Operation(
         "GET",

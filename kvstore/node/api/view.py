@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from kvstore.node.flow import Promise
-from kvstore.types import NodeId, ShardId
+from kvstore.types import NodeId, ReplicaId, ShardId
 
 
 class ReplicaRow(msgspec.Struct, frozen=True):
@@ -32,6 +32,15 @@ class ShardRow(msgspec.Struct, frozen=True):
     replicas: list[ReplicaRow]
     applied: int | None = None
     keys: int | None = None
+
+
+class RebuildRow(msgspec.Struct, frozen=True):
+    shard: ShardId
+    node: NodeId
+    replica: ReplicaId
+    """The incarnation that comes in place of what was lost."""
+    role: str
+    """learner: it is being copied to; follower: it votes."""
 
 
 class NodeRow(msgspec.Struct, frozen=True):
@@ -117,6 +126,12 @@ class ClusterView(Protocol):
 
     def transfer(self, shard: ShardId, to: NodeId, deadline: float) -> Promise[None]:
         """Make `to` lead the shard. Fails with NotFound, InvalidArgument (not a replica), NoLeader..."""
+        ...
+
+    def rebuild(self, shard: ShardId, node: NodeId, deadline: float) -> Promise[RebuildRow]:
+        """Replace the lost replica on `node` by a new one; resolved once that is sure to come.
+
+        Fails with NotFound, InvalidArgument (no home, or healthy), Unavailable, NoLeader, OutcomeUnknown."""
         ...
 
     def facts(self) -> dict[str, Any]:
