@@ -312,3 +312,20 @@ def test_log_whose_entries_rotted_while_open_refuses_to_relocate_them() -> None:
     with pytest.raises(Corrupt, match="shard 0"):
         wal.reclaim({key(1): entries(1, 8).entries[0].index})
     assert wal.oldest_segment == 1, "the only copy stays where it is"
+
+
+def test_batch_that_another_one_took_the_place_of_is_noticed() -> None:
+    """A disk that lost a write, or put it elsewhere, hands back a batch that is whole and wrong."""
+    one = _Log([[created(0), created(1)], [entries(0, 1, payload=b"one")], [entries(1, 1)]])
+    two = _Log([[created(0), created(1)], [entries(0, 1, payload=b"two")], [entries(1, 1)]])
+    start, end = one.places[one.paths[0]][1]
+    content = one.disk.read(one.paths[0])[start:end]
+    assert len(content) == 512
+    for offset in range(512):
+        mask = content[offset] ^ two.disk.read(two.paths[0])[start + offset]
+        if mask:
+            two.disk.flip(two.paths[0], start + offset, mask)
+    recovered = two.recover()
+    assert any("does not follow the batch before it" in each for each in recovered.damage)
+    assert recovered.replicas[key(0)].quarantined is not None
+    assert recovered.replicas[key(1)].quarantined is None
