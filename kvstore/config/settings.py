@@ -138,6 +138,14 @@ class Storage(Section, frozen=True):
     wal_segment_bytes: Annotated[
         int, Meta(ge=64 * KIB, le=GIB, description="bytes of one file of the log, preallocated")
     ] = 64 * MIB
+    inline_sync_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="milliseconds; while log syncs are faster, a small one runs on the loop; 0 never",
+        ),
+    ] = 1.0
     block_cache_bytes: Annotated[Bytes, Meta(description="bytes of read cache for all tablets")] = 64 * MIB
     write_buffer_bytes: Annotated[
         Bytes, Meta(description="bytes of unflushed writes for all tablets; more makes restarts slower")

@@ -37,6 +37,8 @@ class HostSettings(msgspec.Struct, frozen=True):
     beat_ticks: int = 2
     lease_s: float = 0.7
     """Shorter than the minimum election timeout by more than two ticks and the clock's drift."""
+    inline_sync_s: float = 0.0
+    """While a sync takes less, small batches are synced on the loop."""
     disk_dead_s: float = 30.0
     """A batch unsynced for longer ends the process; long before that the cores give up their leaderships
     (pitfall 22)."""
@@ -64,7 +66,7 @@ class Host:
         """Shards whose copy here is quarantined or halted, with the reason."""
         self.damaged_replicas: dict[ShardId, ReplicaId] = {}
         """The quarantined ones, of which the peers must be told."""
-        self.log = LogWriter(runtime, wal, self._on_synced, self._on_log_failure)
+        self.log = LogWriter(runtime, wal, self._on_synced, self._on_log_failure, settings.inline_sync_s)
         self.beats = Beats(self)
         self.on_message: dict[type, Callable[[NodeId, Any], None]] = {
             peer.RaftMessages: self._on_raft,
@@ -191,10 +193,13 @@ class Host:
         for replica in dirty.values():
             replica.is_dirty = False
             self.advance(replica)
-        self.log.flush()
+        # Frames first: what the peers do with them takes longer than anything here.
         self._send_frames()
+        if not self.log.prefers_loop:
+            self.log.flush()
         for replica in dirty.values():
             self._apply(replica)
+        self.log.flush()
 
     def advance(self, replica: Replica) -> None:
         """Carry out what one core made ready, up to handing its records to the log."""

@@ -135,7 +135,7 @@ class Keeper:
             if error is not None and not isinstance(error, DiskFull):
                 self._host.fail(error)
 
-        self._host.runtime.in_thread(lambda: self._wal.reclaim(needed), done, lane="wal")
+        self._host.log.run(lambda: self._wal.reclaim(needed), done)
 
     def _watch_disk(self) -> None:
         if self._is_watching:

@@ -26,6 +26,7 @@ from kvstore.node.peer_links import LinkSettings, PeerLinks
 from kvstore.node.scrape import scraper
 from kvstore.node.trace import open_trace
 from kvstore.node.view import NodeView
+from kvstore.node.watchdog import watch_log
 from kvstore.store.engine import Engines
 from kvstore.store.memory import MemoryEngines
 from kvstore.store.rocks import RocksEngines
@@ -123,6 +124,7 @@ class Server:
         self._node.on_member = self._on_member
         self._node.on_addresses = self._dial_all
         self._dial_all()
+        watch_log(self._log_busy_s, self._config.timeouts.disk_dead_s)
         self._node.start()
         gc.collect()
         gc.freeze()
@@ -134,6 +136,10 @@ class Server:
             code = await self._shut_down()
             dialling.cancel()
         return code
+
+    def _log_busy_s(self) -> float:
+        writer = self._node.host.log
+        return 0.0 if writer.is_disk_full else writer.busy_s(self._runtime.now())
 
     def _on_member(self) -> None:
         self._handshake.cluster_id = self._node.boot.identity.cluster_id

@@ -118,7 +118,8 @@ class SimCluster:
         self.world = world
         self.counts: dict[str, int] = {}
         self.network = Network(world, Random(f"{world.seed}/network"))
-        self.config = _config(nodes, shards, replication)
+        # Every other seed syncs small batches on the loop.
+        self.config = _config(nodes, shards, replication, inline_sync_ms=world.seed % 2)
         self.machines = {
             node: Machine(SimFiles(Random(f"{world.seed}/disk/{node}").getrandbits(32)))
             for node in self.config.node_ids()
@@ -252,13 +253,13 @@ class GatheredStream:
         self._done(Response(self._response.status, self._response.head, b"".join(self._pieces)))
 
 
-def _config(nodes: int, shards: int, replication: int) -> Config:
+def _config(nodes: int, shards: int, replication: int, inline_sync_ms: int) -> Config:
     lines = [
         "cluster: sim",
         f"replication: {replication}",
         f"shards: {shards}",
         "virtual_nodes: 16",
-        "storage: {engine: memory, wal_segment_bytes: 65536}",
+        f"storage: {{engine: memory, wal_segment_bytes: 65536, inline_sync_ms: {inline_sync_ms}}}",
         "nodes:",
     ]
     for number in range(1, nodes + 1):

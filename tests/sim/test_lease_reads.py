@@ -15,14 +15,16 @@ SHARD = ShardId(0)
 
 @pytest.fixture
 def cluster() -> SimCluster:
-    cluster = SimCluster(World(1), shards=1)
+    cluster = SimCluster(World(2), shards=1)
     cluster.start_all()
     assert cluster.world.run_while(lambda: not cluster.has_all_leaders(), 20.0)
     cluster.world.run_until(cluster.world.now + 2.0)
     return cluster
 
 
-def ask(cluster: SimCluster, node: NodeId, method: str, target: str, body: bytes = b"") -> list[Response | None]:
+def ask(
+    cluster: SimCluster, node: NodeId, method: str, target: str, body: bytes = b""
+) -> list[Response | None]:
     answers: list[Response | None] = []
     cluster.request(node, method, target, {}, body, answers.append)
     return answers

@@ -1,0 +1,29 @@
+"""Ends a process whose loop is stuck in a log write: a small sync may run on the loop itself.
+
+While the loop is stuck the node is silent, so its peers elect others; nothing is acknowledged. But a
+process that never comes back should make room for a restart (pitfall 22).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+def watch_log(busy_s: Callable[[], float], limit_s: float, period_s: float = 1.0) -> None:
+    """Start a daemon thread that exits the process, code 1, once `busy_s()` passes `limit_s`."""
+
+    def watch() -> None:
+        while True:
+            time.sleep(period_s)
+            seconds = busy_s()
+            if seconds > limit_s:
+                log.critical("the disk has not finished a log write for %.0f s: this process exits", seconds)
+                os._exit(1)
+
+    threading.Thread(target=watch, name="kv-watchdog", daemon=True).start()
