@@ -61,6 +61,8 @@ def _ask(core: Core, term: Term, *, is_pre_vote: bool, is_transfer: bool) -> Non
                     is_pre_vote=is_pre_vote,
                     is_transfer=is_transfer,
                     clock_ms=core.clock_ms,
+                    commit=core.commit,
+                    commit_term=core.commit_term,
                 )
             )
 
@@ -72,9 +74,22 @@ def own_vote_synced(core: Core) -> None:
         _judge(core)
 
 
-def on_vote_reply(core: Core, message: VoteReply) -> None:
+def learn(core: Core, message: VoteRequest | VoteReply) -> None:
+    """Take the clock and the commit index that votes carry; they are true whatever the vote.
+
+    A restarted voter may not know that a change of members is committed, campaign in the old
+    configuration, and be refused there for ever by replicas that know better but may not lead.
+    """
     if message.clock_ms > core.clock_ms:
         core.clock_ms = message.clock_ms
+    is_news = message.commit > core.commit and not core.is_leader
+    if is_news and core.log.matches(message.commit, message.commit_term):
+        core.commit_to(message.commit)
+        if core.role is not Role.FOLLOWER and not may_campaign(core):
+            core.become_follower(core.term, None)
+
+
+def on_vote_reply(core: Core, message: VoteReply) -> None:
     if message.is_pre_vote != (core.role is Role.PRE_CANDIDATE):
         return
     if message.is_pre_vote and message.is_granted and message.term != core.term + 1:
@@ -105,8 +120,7 @@ def _is_bound(core: Core, message: VoteRequest) -> bool:
 
 def on_vote_request(core: Core, message: VoteRequest) -> None:
     """Answer a vote or pre-vote. Unlike other messages it does not by itself raise the term here."""
-    if message.clock_ms > core.clock_ms:
-        core.clock_ms = message.clock_ms
+    learn(core, message)
     core.quiet = False
     if message.term < core.term:
         _answer(core, message, is_granted=False)
@@ -143,6 +157,8 @@ def _answer(core: Core, message: VoteRequest, *, is_granted: bool) -> None:
             is_granted=is_granted,
             is_pre_vote=message.is_pre_vote,
             clock_ms=core.clock_ms,
+            commit=core.commit,
+            commit_term=core.commit_term,
         )
     )
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvstore.raft import candidate, follower, leader, membership, replication, rounds
-from kvstore.raft.log import Flight, RaftLog
+from kvstore.raft import candidate, follower, leader, membership, output, replication, rounds
+from kvstore.raft.log import RaftLog
 from kvstore.raft.messages import (
     AppendRequest,
     Configuration,
     Entry,
-    HardState,
     Heartbeat,
     Message,
     Ready,
@@ -60,6 +59,7 @@ class Core:
         "confirmed_round",
         "configuration",
         "dice",
+        "durable_commit",
         "elapsed",
         "election_timeout",
         "emitted",
@@ -153,6 +153,8 @@ class Core:
             # A change is proposed only once the one before it is applied, hence committed.
             commit = max(commit, changes[-2])
         self.commit = commit
+        self.durable_commit = hard_state.commit
+        """Commit index that a restart would know of."""
 
     def _start_clocks(self) -> None:
         self.ticks = 0
@@ -221,6 +223,12 @@ class Core:
         return self.log.synced
 
     @property
+    def commit_term(self) -> Term:
+        term = self.log.term_at(self.commit)
+        assert term is not None, f"entry {self.commit} is not in the log"
+        return term
+
+    @property
     def is_fresh(self) -> bool:
         """It has just started and may have supported a leader before (pitfall 39)."""
         return self.ticks < self.settings.election_ticks_min
@@ -274,6 +282,8 @@ class Core:
         if kind is VoteRequest:
             candidate.on_vote_request(self, message)  # type: ignore[arg-type]
             return
+        if kind is VoteReply:
+            candidate.learn(self, message)  # type: ignore[arg-type]
         if message.term != self.term:
             if message.term < self.term:
                 follower.answer_older_leader(self, message)
@@ -333,6 +343,7 @@ class Core:
         landed = self.log.landed(number)
         if not landed:
             return
+        self.durable_commit = landed[-1].commit
         for flight in landed:
             if flight.installed is not None:
                 self._installed(flight.installed)
@@ -400,79 +411,12 @@ class Core:
     # --- outputs
 
     def has_ready(self) -> bool:
-        log = self.log
-        commit = self.commit
-        synced = log.synced
-        return bool(
-            self.flush_wanted
-            or log.last_index != log.taken
-            or self.emitted < (commit if commit < synced else synced)
-            or self.messages_now
-            or self.messages_after_sync
-            or self.reads_ready
-            or self.reads_lost
-            or self.snapshots_wanted
-            or self.pending_install
-            or self.term != self.written.term
-            or self.vote != self.written.vote
-            or log.pending_truncate is not None
-        )
+        """Tell whether `take_ready` has something to say."""
+        return output.has_ready(self)
 
     def take_ready(self) -> Ready:
         """Return everything the host must now do; see `Ready` for the order it must keep."""
-        if self.flush_wanted:
-            replication.flush(self)
-        log = self.log
-        self.number += 1
-        entries = log.take()
-        truncate_after, log.pending_truncate = log.pending_truncate, None
-        installed, self.pending_install = self.pending_install, None
-        has_log_writes = bool(entries) or truncate_after is not None or installed is not None
-        hard_state = self._hard_state_to_write(has_log_writes)
-        if has_log_writes or hard_state is not None:
-            log.flights.append(
-                Flight(self.number, log.last_index, self.term, self.vote, installed, self.ticks)
-            )
-        messages_now: tuple[Message, ...] = ()
-        messages_after_sync: tuple[Message, ...] = ()
-        if self.messages_now:
-            messages_now, self.messages_now = tuple(self.messages_now), []
-        if self.messages_after_sync:
-            messages_after_sync, self.messages_after_sync = tuple(self.messages_after_sync), []
-        ready = Ready(
-            self.number,
-            hard_state,
-            installed,
-            truncate_after,
-            entries,
-            messages_now,
-            messages_after_sync,
-            self._take_committed(),
-            tuple(self.reads_ready),
-            tuple(self.reads_lost),
-            tuple(self.snapshots_wanted),
-        )
-        if self.reads_ready or self.reads_lost or self.snapshots_wanted:
-            self.reads_ready, self.reads_lost, self.snapshots_wanted = [], [], []
-        return ready
-
-    def _hard_state_to_write(self, has_log_writes: bool) -> HardState | None:
-        """Term and vote must be written when they change; the commit index goes along with other writes."""
-        written = self.written
-        is_same = self.term == written.term and self.vote == written.vote
-        if is_same and (not has_log_writes or self.commit == written.commit):
-            return None
-        self.written = HardState(self.term, self.vote, self.commit)
-        return self.written
-
-    def _take_committed(self) -> tuple[Entry, ...]:
-        """Committed entries that this replica has on its own disk (pitfall 37)."""
-        upto = self.commit if self.commit < self.log.synced else self.log.synced
-        if upto <= self.emitted:
-            return ()
-        committed, _ = self.log.read(self.emitted, upto, self.settings.committed_bytes_max)
-        self.emitted = committed[-1].index
-        return committed
+        return output.take_ready(self)
 
     # --- for the role modules
 

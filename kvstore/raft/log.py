@@ -33,7 +33,7 @@ def entry_bytes(entry: Entry) -> int:
 class Flight:
     """Writes on their way to the disk: what is durable once Ready `number` is synced."""
 
-    __slots__ = ("installed", "last_index", "number", "term", "tick", "vote")
+    __slots__ = ("commit", "installed", "last_index", "number", "term", "tick", "vote")
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Flight:
         last_index: LogIndex,
         term: Term,
         vote: ReplicaId | None,
+        commit: LogIndex,
         installed: SnapshotMeta | None,
         tick: int,
     ) -> None:
@@ -48,6 +49,7 @@ class Flight:
         self.last_index = last_index
         self.term = term
         self.vote = vote
+        self.commit = commit
         self.installed = installed
         self.tick = tick
 

@@ -73,6 +73,10 @@ class VoteRequest(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """The leader asked for this election (TimeoutNow): voters need not wait for its silence."""
     clock_ms: int = 0
     """Highest shard clock the sender has logged or heard."""
+    commit: LogIndex = LogIndex(0)
+    commit_term: Term = Term(0)
+    """The sender's last committed entry. Whoever holds that entry learns that it is committed, and so
+    perhaps that another configuration decides this election."""
 
 
 class VoteReply(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -82,6 +86,9 @@ class VoteReply(msgspec.Struct, frozen=True, array_like=True, tag=2):
     is_granted: bool
     is_pre_vote: bool
     clock_ms: int = 0
+    commit: LogIndex = LogIndex(0)
+    commit_term: Term = Term(0)
+    """As in `VoteRequest`."""
 
 
 class AppendRequest(msgspec.Struct, frozen=True, array_like=True, tag=3):

@@ -25,7 +25,7 @@ def cut(index: int, term: int) -> SnapshotMeta:
 
 def take(log: RaftLog, number: int) -> tuple[Entry, ...]:
     taken = log.take()
-    log.flights.append(Flight(number, log.last_index, Term(1), None, None, 0))
+    log.flights.append(Flight(number, log.last_index, Term(1), None, LogIndex(0), None, 0))
     return taken
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kvstore.raft import Change, Core, ProposalDropped, Role, candidate, follower, leader, membership
+from kvstore.raft import Change, Core, ProposalDropped, Role, candidate, follower, leader, membership, output
 from kvstore.raft.log import Flight, RaftLog
 from kvstore.raft.messages import (
     AppendReply,
@@ -685,7 +685,7 @@ def _apply_what_is_committed(patch: pytest.MonkeyPatch) -> None:
         core.emitted = core.commit
         return committed
 
-    patch.setattr(Core, "_take_committed", take)
+    patch.setattr(output, "_take_committed", take)
 
 
 def _start_unbound(patch: pytest.MonkeyPatch) -> None:

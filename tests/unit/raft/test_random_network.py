@@ -15,8 +15,8 @@ from kvstore.types import LogIndex, ReplicaId
 from tests.support.raft_group import Group, Replica, rid, voters
 
 SETTINGS = RaftSettings(
-    election_ticks_min=6,
-    election_ticks_max=12,
+    election_ticks_min=8,
+    election_ticks_max=24,
     heartbeat_ticks=1,
     append_bytes_max=120,
     inflight_messages_max=3,
@@ -35,11 +35,18 @@ class Chaos:
         self.loss = self.random.choice([0.0, 0.01, 0.1])
         self.repeat = self.random.choice([0.0, 0.1])
         self.shuffle = self.random.random() < 0.5
+        self.crash_rate = self.random.choice([0.0, 0.003, 0.01])
+        self.weathers = self.random.choice(
+            [["calm"], ["calm", "sides"], ["calm", "leader", "calm", "sides"], ["calm", "links"]]
+        )
+        self.slow_share = self.random.choice([0.0, 0.15, 0.4])
         self.changes_members = self.random.random() < 0.6
         count = self.random.choice([3, 3, 4, 5])
         self.group = Group(voters(*range(1, count + 1)), SETTINGS, dice=lambda _me: self.random.randint)
         self.spare = count + 1
         self.cuts: set[tuple[ReplicaId, ReplicaId]] = set()
+        self.slow: set[ReplicaId] = set()
+        """Replicas whose disks take very long."""
         self.next_command = 0
         self.next_context = 0
         self.read_floor: dict[int, int] = {}
@@ -48,29 +55,35 @@ class Chaos:
     # --- one step
 
     def run(self) -> None:
-        for _ in range(self.steps):
+        for number in range(self.steps):
+            if number % 100 == 0:
+                self.change_weather()
             self.step()
             self.group.check()
         self.heal()
 
     def step(self) -> None:
         draw = self.random.random()
-        if draw < 0.36:
-            self.move_messages()
-        elif draw < 0.68:
-            self.work(self.pick())
-        elif draw < 0.80:
-            self.pick().living.tick()
-        elif draw < 0.88:
-            self.propose(self.pick_leader())
-        elif draw < 0.93:
-            self.read(self.pick_leader())
-        elif draw < 0.945:
-            self.disturb()
-        elif draw < 0.985:
-            self.administer(self.pick_leader())
-        else:
+        if draw < self.crash_rate:
             self.crash_or_restart()
+        elif draw < 0.24:
+            self.move_messages()
+        elif draw < 0.50:
+            for replica in self.group.living:
+                if self.random.random() < 0.6:
+                    self.work(replica)
+        elif draw < 0.80:
+            self.let_time_pass()
+        elif draw < 0.91:
+            self.propose(self.pick_leader())
+        elif draw < 0.95:
+            self.read(self.pick_leader())
+        else:
+            self.administer(self.pick_leader())
+
+    def let_time_pass(self) -> None:
+        for replica in self.group.living if self.random.random() < 0.7 else [self.pick()]:
+            replica.living.tick()
 
     def pick(self) -> Replica:
         if not self.group.living:
@@ -83,7 +96,7 @@ class Chaos:
         return self.random.choice(leaders) if leaders and self.random.random() < 0.8 else self.pick()
 
     def move_messages(self) -> None:
-        for _ in range(self.random.randint(1, 8)):
+        for _ in range(self.random.randint(1, 16)):
             network = self.group.network
             if not network:
                 return
@@ -98,7 +111,7 @@ class Chaos:
 
     def work(self, replica: Replica) -> None:
         self.take(replica)
-        if self.random.random() < 0.7:
+        if self.random.random() < (0.05 if replica.me in self.slow else 0.7):
             replica.sync(self.random.choice([1, None]))
         self.fetch_snapshot(replica)
 
@@ -130,21 +143,28 @@ class Chaos:
         self.read_floor[self.next_context] = max(self.group.applied, default=0)
         replica.living.read(self.next_context)
 
-    def disturb(self) -> None:
-        if self.cuts and self.random.random() < 0.5:
-            self.cuts.clear()
-            return
-        ids = list(self.group.replicas)
-        for _ in range(self.random.randint(1, 4)):
-            self.cuts.add((self.random.choice(ids), self.random.choice(ids)))
+    def change_weather(self) -> None:
+        """Calm, a partition in two sides, single links cut one way, or the leader alone; and slow disks."""
+        ids = sorted(self.group.replicas)
+        kind = self.random.choice(self.weathers)
+        leader = self.group.leader
+        sides = {me: self.random.random() < 0.5 for me in ids}
+        if kind == "leader" and leader is not None:
+            sides = {me: me == leader.me for me in ids}
+        self.cuts = set()
+        if kind in ("sides", "leader"):
+            self.cuts = {(a, b) for a in ids for b in ids if sides[a] != sides[b]}
+        elif kind == "links":
+            self.cuts = {(self.random.choice(ids), self.random.choice(ids)) for _ in range(4)}
+        self.slow = {me for me in ids if self.random.random() < self.slow_share}
 
     def crash_or_restart(self) -> None:
         down = [replica for replica in self.group.replicas.values() if replica.core is None]
-        replica = self.random.choice(down) if down and self.random.random() < 0.7 else self.pick()
+        replica = self.random.choice(down) if down and self.random.random() < 0.8 else self.pick()
         if replica.core is None:
             replica.start()
             self.reached.add("restarted")
-        else:
+        elif len(down) < 2:
             replica.crash()
 
     # --- members, transfers, snapshots
@@ -177,7 +197,7 @@ class Chaos:
         for member in members:
             if self.random.random() < 0.3:
                 names[self.random.choice(list(names))].append(member)
-        if self.random.random() < 0.5 and core.role is Role.LEADER and self.spare <= 8:
+        if self.random.random() < 0.5 and core.role is Role.LEADER and len(self.group.replicas) < 7:
             names[self.random.choice(["voters", "learners"])].append(self.join())
         change = Change(**{part: tuple(sorted(ids)) for part, ids in names.items()})
         try:
@@ -221,6 +241,7 @@ class Chaos:
         """Without faults the group must elect, agree and accept a write."""
         group = self.group
         self.cuts.clear()
+        self.slow.clear()
         for replica in group.replicas.values():
             if replica.core is None:
                 replica.start()
