@@ -75,6 +75,10 @@ class Quarantine:
         """This incarnation exists or existed here, so it is never made again."""
         self._newest[shard] = max(incarnation, self._newest.get(shard, Incarnation(0)))
 
+    def newest(self, shard: ShardId) -> int:
+        """Highest incarnation ever known here, 0 if there was none."""
+        return self._newest.get(shard, 0)
+
     def halted(self) -> list[Replica]:
         """Replicas that this process has opened and taken out of service."""
         return [copy.halted for copy in self.copies.values() if copy.halted is not None]
@@ -133,7 +137,7 @@ class Quarantine:
         if hosted is not None and hosted.incarnation < incarnation:
             log.error("shard=%d replica=%s is healthy: %s is refused", shard, hosted.me, message.replica)
             self._host.tell(node, peer.CreateRefused(shard, message.replica))
-        elif incarnation > self._newest.get(shard, 0):
+        elif incarnation > self.newest(shard):
             self._create(shard, incarnation)
 
     def _create(self, shard: ShardId, incarnation: Incarnation) -> None:

@@ -130,12 +130,13 @@ class NodeView:
     async def _shard_rows(self) -> list[ShardRow]:
         statuses = await self._node.status.ask_all()
         led = _newest_leaders(statuses)
-        return [self._shard_row(shard, led.get(shard), statuses) for shard in self._node.shard_map.shards]
+        shards = (*self._node.shard_map.shards, META_SHARD)
+        return [self._shard_row(shard, led.get(shard), statuses) for shard in shards]
 
     def _shard_row(
         self, shard: ShardId, led: LedShard | None, statuses: dict[NodeId, StatusReply]
     ) -> ShardRow:
-        start, end = self._node.shard_map.range_of(shard)
+        start, end = ("", "") if shard == META_SHARD else self._node.shard_map.range_of(shard)
         if led is None:
             homes = [ReplicaRow(node, "follower") for node in self._homes(shard)]
             return ShardRow(shard, start, end, self.leader_of(shard), 0, homes)
@@ -181,7 +182,7 @@ class NodeView:
     async def _rebuild(self, shard: ShardId, node: NodeId, deadline: float) -> RebuildRow:
         """Ask the leader until the new incarnation is seen in its committed configuration: from then on no
         crash can stop it."""
-        if shard not in self._node.shard_map.shards:
+        if shard not in self._node.shard_map.shards and shard != META_SHARD:
             raise NotFound(f"there is no shard {shard}; expected 0 to {self._config.shards - 1}")
         heir: ReplicaId | None = None
         while True:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvstore.raft import Core
 from kvstore.raft.invariants import ClusterHistory, InvariantViolated, View, check, check_cluster
-from kvstore.types import ShardId
+from kvstore.types import ReplicaId, ShardId
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Process, SimCluster
@@ -40,10 +40,10 @@ class ClusterInvariants:
     def __init__(self, cluster: SimCluster, failures: list[str]) -> None:
         self._cluster = cluster
         self._failures = failures
-        self._views: dict[tuple[int, ShardId], View] = {}
+        self._views: dict[tuple[int, ShardId, ReplicaId], View] = {}
         self._histories: dict[ShardId, ClusterHistory] = {}
         self._hashes: dict[tuple[ShardId, int], int] = {}
-        self._marks: dict[tuple[int, ShardId], tuple[object, ...]] = {}
+        self._marks: dict[tuple[int, ShardId, ReplicaId], tuple[object, ...]] = {}
         self.checks = 0
 
     def after_event(self) -> None:
@@ -61,7 +61,7 @@ class ClusterInvariants:
     def _check(self, process: Process) -> None:
         for replica in process.replicas():
             core = replica.core
-            key = (id(process), replica.shard)
+            key = (id(process), replica.shard, replica.me)
             mark = _mark(core)
             if self._marks.get(key) == mark:
                 continue

@@ -6,7 +6,7 @@ from typing import Any
 
 from kvstore.errors import NotFound
 from kvstore.node.api.context import Context
-from kvstore.node.api.view import RebuildRow
+from kvstore.node.api.view import RebuildRow, ShardRow
 from kvstore.node.flow import Promise
 from kvstore.node.requests import Request
 from kvstore.placement import hash_tag, token_of
@@ -40,7 +40,10 @@ def nodes(context: Context, request: Request, query: api.Query) -> None:
 
 
 def shards(context: Context, request: Request, query: api.Query) -> None:
-    _answer_with(context, request, context.view.shard_rows(), lambda rows: {"shards": rows})
+    def with_tokens(rows: list[ShardRow]) -> Any:
+        return {"shards": [row for row in rows if row.id != META_SHARD]}
+
+    _answer_with(context, request, context.view.shard_rows(), with_tokens)
 
 
 def shard(context: Context, request: Request, number: str, query: api.Query) -> None:

@@ -22,7 +22,7 @@ class ReplicaRow(msgspec.Struct, frozen=True):
 
 
 class ShardRow(msgspec.Struct, frozen=True):
-    """`start` and `end` are the first and last token, 16 hex digits each."""
+    """`start` and `end` are the first and last token, 16 hex digits each; empty for the meta shard."""
 
     id: ShardId
     start: str
@@ -118,7 +118,9 @@ class ClusterView(Protocol):
 
     def cluster(self) -> Promise[ClusterRow]: ...
 
-    def shard_rows(self) -> Promise[list[ShardRow]]: ...
+    def shard_rows(self) -> Promise[list[ShardRow]]:
+        """All shards, the meta shard last."""
+        ...
 
     def liveness(self) -> list[Check]: ...
 
