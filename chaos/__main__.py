@@ -15,20 +15,25 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from chaos.catalogue import TARGETS, Target, describe, refusal
 from chaos.explain import core_of, explanation
 from chaos.history import load
 from chaos.linearizability import check
-from chaos.nemeses import NEMESES
 from chaos.report import write_report
 from chaos.run import INCONCLUSIVE, OK, VIOLATION, Outcome, Plan, run
-from chaos.targets import LocalCluster, TargetError
+from chaos.targets import TargetError
 from chaos.workloads import WORKLOADS
+
+USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "check":
         return _check(options.history)
+    if options.command == "list":
+        print(describe())
+        return OK
     return _run(options)
 
 
@@ -39,9 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="break a cluster under load")
     runs.add_argument("--workload", choices=sorted(WORKLOADS), default="mixed")
-    runs.add_argument("--nemesis", default="kill-leader,pause", help=f"some of {','.join(NEMESES)}, or none")
+    runs.add_argument("--nemesis", default="kill-leader,pause", help="separated by commas, or none")
     runs.add_argument("--minutes", type=float, default=1.0, help="of faults")
-    runs.add_argument("--target", choices=["local"], default="local")
+    runs.add_argument("--target", choices=TARGETS, default="local")
     runs.add_argument("--nodes", type=int, default=3)
     runs.add_argument("--shards", type=int, default=16)
     runs.add_argument("--clients", type=int, default=16)
@@ -50,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--pause", type=_span, default=(1.0, 4.0), metavar="A-B", help="seconds between faults")
     runs.add_argument("--at-once", type=int, default=2, help="faults at the same time, at most")
     runs.add_argument("--directory", type=Path, default=None, help="for data, logs, history and report.html")
+    commands.add_parser("list", help="show every nemesis, what it does and what it needs")
     checks = commands.add_parser("check", help="judge a history that an earlier run wrote")
     checks.add_argument("history", type=Path)
     return parser
@@ -62,10 +68,10 @@ def _span(text: str) -> tuple[float, float]:
 
 def _run(options: argparse.Namespace) -> int:
     names = tuple(name for name in options.nemesis.split(",") if name and name != "none")
-    unknown = sorted(set(names) - set(NEMESES))
-    if unknown:
-        print(f"unknown nemesis {', '.join(unknown)}; known: {', '.join(NEMESES)}", file=sys.stderr)
-        return 2
+    complaint = refusal(names, options.target)
+    if complaint:
+        print(complaint, file=sys.stderr)
+        return USAGE
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     plan = Plan(
         workload=options.workload,
@@ -79,14 +85,15 @@ def _run(options: argparse.Namespace) -> int:
     )
     directory = options.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {seed}, everything in {directory}", flush=True)
-    with LocalCluster(directory, nodes=options.nodes, shards=options.shards) as cluster:
+    outcome: Outcome | None = None
+    with Target(options.target, directory, names, nodes=options.nodes, shards=options.shards) as target:
         try:
-            cluster.start()
-            cluster.wait_until_served(60)
-            outcome = asyncio.run(run(cluster, plan, directory / "history.jsonl", _say))
+            target.cluster.start()
+            target.cluster.wait_until_served(60)
+            nemeses = target.nemeses(names, random.Random(seed))
+            outcome = asyncio.run(run(target.cluster, plan, nemeses, directory / "history.jsonl", _say))
         except* TargetError as errors:
             print(f"violation: the cluster did not come back\n{errors.exceptions[0]}")
-            outcome = None
     if outcome is None:
         return VIOLATION
     write_report(directory / "report.html", outcome)

@@ -17,7 +17,7 @@ from chaos.callers import Caller
 from chaos.explain import core_of, explanation
 from chaos.history import History, Operation
 from chaos.linearizability import Verdict, Violation, check
-from chaos.nemeses import NEMESES, Fault, Nemesis, heal
+from chaos.nemeses import Fault, Nemesis, heal
 from chaos.targets import LocalCluster
 from chaos.workloads import WORKLOADS
 
@@ -71,19 +71,28 @@ class Outcome:
 
 
 async def run(
-    cluster: LocalCluster, plan: Plan, history_path: Path | None, say: Callable[[str], None]
+    cluster: LocalCluster,
+    plan: Plan,
+    nemeses: Sequence[Nemesis],
+    history_path: Path | None,
+    say: Callable[[str], None],
 ) -> Outcome:
     """Carry out the plan against a cluster that is already served."""
     history = History(history_path)
     try:
-        return await _Run(cluster, plan, history, say).carry_out()
+        return await _Run(cluster, plan, nemeses, history, say).carry_out()
     finally:
         history.close()
 
 
 class _Run:
     def __init__(
-        self, cluster: LocalCluster, plan: Plan, history: History, say: Callable[[str], None]
+        self,
+        cluster: LocalCluster,
+        plan: Plan,
+        nemeses: Sequence[Nemesis],
+        history: History,
+        say: Callable[[str], None],
     ) -> None:
         self._cluster = cluster
         self._plan = plan
@@ -91,7 +100,7 @@ class _Run:
         self._say = say
         self._workload = WORKLOADS[plan.workload]()
         self._dice = random.Random(plan.seed)
-        self._nemeses = [NEMESES[name](cluster, self._dice) for name in plan.nemeses]
+        self._nemeses = list(nemeses)
         self._callers = [self._caller(number) for number in range(plan.clients)]
         self._phases: list[tuple[str, float, float]] = []
         self._is_over = False
@@ -139,9 +148,12 @@ class _Run:
 
     async def _break_things(self) -> None:
         plan, end = self._plan, _now() + self._plan.faults_s
+        bag: list[Nemesis] = []
         while (now := _now()) < end and self._nemeses:
-            count = min(len(self._nemeses), self._dice.randint(1, plan.at_once_max))
-            chosen = self._dice.sample(self._nemeses, count)
+            # Out of a bag, so that every kind has its turn before any has its second.
+            if not bag:
+                bag = self._dice.sample(self._nemeses, len(self._nemeses))
+            chosen = [bag.pop() for _ in range(min(len(bag), self._dice.randint(1, plan.at_once_max)))]
             begun: list[tuple[Nemesis, Fault]] = []
             for nemesis in chosen:
                 fault = await asyncio.to_thread(nemesis.begin, _now())

@@ -59,6 +59,8 @@ class LocalCluster:
         self.environment = dict(environment or {})
         self.node_environment: dict[str, dict[str, str]] = {name: {} for name in self.names}
         self.prefix: dict[str, list[str]] = {name: [] for name in self.names}
+        self.enter_command: dict[str, list[str]] = {name: [] for name in self.names}
+        """A command that replaces itself by the node, such as nsenter."""
         self.data = {name: directory / name / "data" for name in self.names}
         """Where each node keeps its data; may be moved before the first start."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -123,7 +125,7 @@ class LocalCluster:
 
     def command(self, name: str) -> list[str]:
         own = [sys.executable, "-m", "kvstore.node", "--config", str(self.config), "--node", name]
-        return [*self.prefix[name], *own, "--data", str(self.data[name])]
+        return [*self.prefix[name], *self.enter_command[name], *own, "--data", str(self.data[name])]
 
     def _variables(self, name: str) -> dict[str, str]:
         paths = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
@@ -149,8 +151,12 @@ class LocalCluster:
 
     def _kill(self, name: str, process: subprocess.Popen[bytes]) -> None:
         self._paused.discard(name)
+        below = _children(process.pid) if self.prefix[name] else []
         self._signal(name, process, signal.SIGKILL)
         process.wait()
+        deadline = time.monotonic() + 10
+        while any(Path(f"/proc/{pid}/exe").exists() for pid in below) and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def pause(self, name: str) -> None:
         """SIGSTOP: the process stands still, its connections stay open."""

@@ -1,0 +1,86 @@
+"""All targets and all nemeses, and which of them go together."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from chaos.disks import can_mount
+from chaos.injection import can_inject
+from chaos.machine_faults import MACHINE_NEMESES, Power, PoweredCluster
+from chaos.nemeses import NEMESES, Nemesis
+from chaos.network import NetworkedCluster, can_make_networks
+from chaos.network_faults import NETWORK_NEMESES
+from chaos.targets import LocalCluster
+
+TARGETS = ("local", "netns")
+"""local: processes on loopback. netns: processes in namespaces, joined by a switch that can be broken."""
+
+_BY_STRACE = ("slow-disk", "fail-disk")
+
+
+class Target:
+    """The cluster of a run, with the disks that its nemeses need. Use as a context manager."""
+
+    def __init__(self, kind: str, directory: Path, names: Sequence[str], nodes: int, shards: int) -> None:
+        kinds = {"local": LocalCluster, "netns": NetworkedCluster}
+        self.cluster: LocalCluster = kinds[kind](directory, nodes=nodes, shards=shards)
+        self._disks = PoweredCluster(self.cluster) if Power.kind in names else None
+
+    def nemeses(self, names: Sequence[str], dice: random.Random) -> list[Nemesis]:
+        """The named faults, ready to be used on this cluster."""
+        made: list[Nemesis] = []
+        for name in names:
+            if name in NETWORK_NEMESES:
+                assert isinstance(self.cluster, NetworkedCluster), f"{name} needs the target netns"
+                made.append(NETWORK_NEMESES[name](self.cluster, dice))
+            elif name in MACHINE_NEMESES:
+                made.append(MACHINE_NEMESES[name](self.cluster, dice))
+            else:
+                made.append(NEMESES[name](self.cluster, dice))
+            if isinstance(made[-1], Power):
+                assert self._disks is not None, "the target was made for other nemeses"
+                made[-1].disks = self._disks
+        return made
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cluster.close()
+        if self._disks is not None:
+            self._disks.close()
+
+
+def refusal(names: Sequence[str], target: str) -> str | None:
+    """Why these nemeses cannot run on this target here; None if they can."""
+    known = {**NEMESES, **MACHINE_NEMESES, **NETWORK_NEMESES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        return f"unknown nemesis {', '.join(unknown)}; known: {', '.join(known)}"
+    if target == "netns" and (missing := can_make_networks()):
+        return f"the target netns {missing}"
+    for name in names:
+        if name in NETWORK_NEMESES and target != "netns":
+            return f"{name} breaks the network: use --target netns"
+        if name in _BY_STRACE and (missing := can_inject()):
+            return f"{name} {missing}"
+        if name == Power.kind and (missing := can_mount()):
+            return f"{name} {missing}"
+    return None
+
+
+def describe() -> str:
+    """Every nemesis with what it does, for people."""
+    lines = []
+    for title, kinds in (
+        ("on every target", NEMESES),
+        ("of the machine (root; strace, loop devices, time namespaces)", MACHINE_NEMESES),
+        ("of the network (--target netns)", NETWORK_NEMESES),
+    ):
+        lines.append(f"{title}:")
+        lines += [f"  {name:<13} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
+    return "\n".join(lines)

@@ -1,0 +1,133 @@
+"""A cluster whose nodes live in network namespaces, joined by a switch that can break each link apart.
+
+The process that uses it moves into a namespace of the same network (`enter`), so that its requests cross
+the switch too, and its links can be cut as well.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from chaos.targets import PROJECT, LocalCluster, TargetError
+
+CLIENT = "10.77.0.254"
+
+Links = dict[tuple[str, str], dict[str, Any]]
+"""Rule of each direction, by the names of sender and receiver (`chaos/switch.py`, Rule)."""
+
+
+class Network:
+    """The switch process and its namespaces."""
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        self._switch = subprocess.Popen(
+            [sys.executable, "-m", "chaos.switch", *addresses],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
+        )
+        assert self._switch.stdout is not None
+        line = self._switch.stdout.readline()
+        if not line:
+            raise TargetError("the switch did not start")
+        self._lock = threading.Lock()
+        self.namespaces: dict[str, str] = json.loads(line)["namespaces"]
+
+    def enter(self, address: str) -> None:
+        """Move this thread, and every thread and process that it starts, into a namespace."""
+        handle = os.open(self.namespaces[address], os.O_RDONLY)
+        try:
+            if ctypes.CDLL(None, use_errno=True).setns(handle, 0):
+                raise OSError(ctypes.get_errno(), f"cannot enter the namespace of {address}")
+        finally:
+            os.close(handle)
+
+    def set_links(self, links: Mapping[str, Mapping[str, Any]]) -> None:
+        self._tell({"links": links})
+
+    def counters(self) -> dict[str, int]:
+        """Packets by `source>target fate`."""
+        found: dict[str, int] = self._tell({"counters": True})
+        return found
+
+    def _tell(self, command: Mapping[str, Any]) -> Any:
+        assert self._switch.stdin is not None
+        assert self._switch.stdout is not None
+        with self._lock:
+            self._switch.stdin.write(json.dumps(command) + "\n")
+            self._switch.stdin.flush()
+            return json.loads(self._switch.stdout.readline())
+
+    def close(self) -> None:
+        self._switch.kill()
+        self._switch.wait()
+
+
+class NetworkedCluster(LocalCluster):
+    """`LocalCluster` with a namespace and an address for each node."""
+
+    def __init__(self, directory: Path, nodes: int = 3, **options: Any) -> None:
+        hosts = [f"10.77.0.{number + 1}" for number in range(nodes)]
+        self.network = Network([*hosts, CLIENT])
+        self.network.enter(CLIENT)
+        super().__init__(directory, nodes, hosts=hosts, **options)
+        self.address = dict(zip(self.names, hosts, strict=True)) | {"clients": CLIENT}
+        for name in self.names:
+            namespace = self.network.namespaces[self.address[name]]
+            self.enter_command[name] = ["nsenter", f"--net={namespace}"]
+        self._links: dict[int, Links] = {}
+        self._lock = threading.Lock()
+        self._next = 0
+
+    def break_links(self, links: Links) -> int:
+        """Add rules to links; gives a handle for `mend_links`. Of two rules for a link the newer holds."""
+        with self._lock:
+            self._next += 1
+            self._links[self._next] = links
+            self._apply()
+            return self._next
+
+    def mend_links(self, handle: int) -> None:
+        with self._lock:
+            self._links.pop(handle, None)
+            self._apply()
+
+    def _apply(self) -> None:
+        merged: dict[str, Mapping[str, Any]] = {}
+        for links in self._links.values():
+            for (source, target), rule in links.items():
+                merged[f"{self.address[source]}>{self.address[target]}"] = rule
+        self.network.set_links(merged)
+
+    def packets(self, links: Iterable[tuple[str, str]]) -> int:
+        """How many packets of these links were dropped, delayed or duplicated so far."""
+        names = {f"{self.address[source]}>{self.address[target]}" for source, target in links}
+        return sum(n for name, n in self.network.counters().items() if name.partition(" ")[0] in names)
+
+    def close(self) -> None:
+        super().close()
+        self.network.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def can_make_networks() -> str | None:
+    """None if namespaces and TUN work here, else what is missing."""
+    if os.geteuid():
+        return "needs root for network namespaces"
+    missing = [tool for tool in ("ip", "nsenter") if shutil.which(tool) is None]
+    if missing:
+        return f"needs {', '.join(missing)}"
+    return None if Path("/dev/net/tun").exists() else "needs /dev/net/tun"
