@@ -1,10 +1,11 @@
-"""cluster status, node ls, shard ls, shard transfer, explain."""
+"""cluster status, node ls, shard ls, shard transfer, shard rebuild, explain."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -14,6 +15,7 @@ from kvstore.cli.failures import Failure
 from kvstore.cli.settings import Settings
 
 TRANSFER_POLL_S = 0.05
+REBUILD_POLL_S = 0.25
 
 _NODE_COLUMNS = ("id", "client", "peer", "host", "zone", "weight", "is_up")
 _SHARD_COLUMNS = ("id", "start", "end", "leader", "term", "replicas", "applied", "keys")
@@ -67,7 +69,7 @@ def node_ls(settings: Settings) -> None:
 
 @click.group(cls=LazyGroup, short_help="The shards and their leaders.")
 def shard() -> None:
-    """Look at the shards; move their leaders."""
+    """Look at the shards; move their leaders; rebuild lost replicas."""
 
 
 @shard.command("ls")
@@ -138,6 +140,54 @@ def transfer(settings: Settings, shard_id: int, to: str, no_wait: bool) -> None:
     if settings.output is not None:
         output.show(settings.form(), {"shard": shard_id, "leader": leader, "requested": to})
     output.hint(f"shard {shard_id}: {to} leads" if leader else "requested", is_quiet=settings.is_quiet)
+
+
+@shard.command("rebuild")
+@click.argument("shard_id", metavar="SHARD")
+@click.argument("node_id", metavar="NODE")
+@click.option("--no-wait", is_flag=True, help="Do not wait until the new replica votes.")
+@pass_settings
+def rebuild(settings: Settings, shard_id: str, node_id: str, no_wait: bool) -> None:
+    """Give NODE a new replica of SHARD (a number, or meta) in place of its quarantined or lost one: a copy
+    of the leader's, which joins the votes once it has caught up. The damaged one is removed after that.
+
+    Refused if NODE's replica is healthy, and while too few of the others live. Once accepted it goes on by
+    itself, whatever crashes; asking again does no harm.
+
+    \b
+    Examples:
+      kvctl shard ls
+      kvctl shard rebuild 3 n1
+    """
+    deadline = time.monotonic() + settings.timeout()
+    path = f"/v1/shards/{quote(shard_id, safe='')}"
+    with settings.client() as client:
+        started = _object(client.fetch("POST", f"{path}/rebuild", {"node": node_id}), "rebuild")
+        role = started.get("role")
+        while not no_wait and role != "follower":
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise Failure(
+                    f"the new replica on {node_id} is still {role} after {settings.timeout():g} s",
+                    exit_codes.UNAVAILABLE,
+                    "it goes on by itself: kvctl shard ls",
+                )
+            role = _rebuilt_role(_object(client.fetch("GET", path, timeout=left_s), path), node_id)
+            if role != "follower":
+                time.sleep(min(REBUILD_POLL_S, left_s))
+    if settings.output is not None:
+        output.show(settings.form(), {**started, "role": role})
+    done = f"shard {shard_id}: {started.get('replica')} "
+    output.hint(done + ("votes" if role == "follower" else "is being copied to"), is_quiet=settings.is_quiet)
+
+
+def _rebuilt_role(fields: Mapping[str, Any], node_id: str) -> str:
+    """What the node's replica is; two rows mean that the old one has not left yet."""
+    rows = [each for each in fields.get("replicas") or [] if each.get("node") == node_id]
+    roles = [str(each.get("role")) for each in rows]
+    if roles in (["follower"], ["leader"]):
+        return "follower"
+    return "learner" if "learner" in roles or not roles else roles[0]
 
 
 @click.command(cls=Command, short_help="Where a key lives.")
