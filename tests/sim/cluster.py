@@ -40,8 +40,9 @@ class Process:
         dice = Random(f"{cluster.world.seed}/{name}/{machine.lives}")
         self.runtime = SimRuntime(cluster.world, name, dice, machine.disk, machine.clock_rate)
         self.runtime.offset = machine.clock_offset
-        self.transport = SimTransport(cluster.network, name)
+        self.transport = SimTransport(cluster.network, name, self.runtime)
         self.runtime.on_run = self._on_run
+        machine.files.on_datasync = lambda path: self.runtime.block("wal")
         self.failure: BaseException | None = None
         addresses = Addresses()
         self.node = Node(
@@ -144,23 +145,25 @@ class SimCluster:
         for name in self.config.node_ids():
             self.start(name)
 
-    def kill(self, name: NodeId, *, power_loss: bool) -> None:
-        """End a process at this instant. Power loss also takes what the disk had not synced."""
+    def kill(self, name: NodeId, *, power_loss: bool, fate: Random | None = None) -> None:
+        """End a process at this instant. Power loss also takes what the disk had not synced; `fate` decides
+        how far its threads had come and what of the unsynced survives."""
         self.world.note(f"{name} {'loses power' if power_loss else 'is killed'}")
         process = self.processes.pop(name)
         process.runtime.is_alive = False
         process.node.host.stop()
         self.network.leave(name)
         files = self.machines[name].files
-        self._tear_work_in_progress(process, files)
+        dice = fate or process.runtime.dice
+        self._tear_work_in_progress(process, files, dice)
         if power_loss:
-            files.crash(process.runtime.dice)
+            files.crash(dice)
         else:
             files.kill()
 
-    def _tear_work_in_progress(self, process: Process, files: SimFiles) -> None:
+    def _tear_work_in_progress(self, process: Process, files: SimFiles, dice: Random) -> None:
         """Each thread is caught at any step of what it was doing: before the first, behind the last."""
-        steps_left = process.runtime.dice.choice((0, 1, 2, 3, 5, 8, 10_000))
+        steps_left = dice.choice((0, 1, 2, 3, 5, 8, 10_000))
 
         def one_step(_step: str, _path: str) -> None:
             nonlocal steps_left
@@ -192,7 +195,7 @@ class SimCluster:
         if process is None:
             done(None)
             return
-        sink = Sink(done)
+        sink = Sink(lambda response: process.runtime.when_done(done, response))
         request = Request(method, target, CIMultiDictProxy(CIMultiDict(headers)), body, "10.0.0.9", sink)
         process.runtime.call_soon(process.api.handle, request)
 

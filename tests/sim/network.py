@@ -8,12 +8,12 @@ from random import Random
 from kvstore.node.runtime import Lane
 from kvstore.types import NodeId
 from kvstore.wire import peer
-from tests.sim.world import World
+from tests.sim.world import SimRuntime, World
 
 Deliver = Callable[[NodeId, Lane, bytes], None]
 
-Sift = Callable[[NodeId, NodeId, peer.PeerMessage], bool]
-"""Source, target, message: whether it may pass."""
+Sift = Callable[[NodeId, NodeId, peer.PeerMessage], peer.PeerMessage | None]
+"""Source, target, message: what arrives of it, None for nothing."""
 
 
 class NetworkFaults:
@@ -53,8 +53,8 @@ class Network:
             return False
         self.counts["sent"] += 1
         if self.sift is not None:
-            messages = [message for message in peer.decode(frame) if self.sift(source, target, message)]
-            frame = peer.encode(messages)
+            passed = [self.sift(source, target, message) for message in peer.decode(frame)]
+            frame = peer.encode([message for message in passed if message is not None])
         self._world.stir(frame)
         dice, faults = self._dice, self.faults
         if (source, target) in self.cut:
@@ -97,12 +97,13 @@ class Network:
 class SimTransport:
     """`Transport` of one node on the simulated network."""
 
-    def __init__(self, network: Network, me: NodeId) -> None:
+    def __init__(self, network: Network, me: NodeId, runtime: SimRuntime) -> None:
         self._network = network
         self._me = me
+        self._runtime = runtime
 
     def send(self, node: NodeId, lane: Lane, frame: bytes) -> bool:
-        return self._network.send(self._me, node, lane, frame)
+        return bool(self._runtime.when_done(self._network.send, self._me, node, lane, frame))
 
     def is_connected(self, node: NodeId) -> bool:
         return self._network.is_up(self._me, node)

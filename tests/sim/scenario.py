@@ -285,7 +285,8 @@ class Scenario:
             machine.disk.hung_until = 0.0
             machine.files.heal()
             if name in self.cluster.processes:
-                self.cluster.processes[name].runtime.paused_until = 0.0
+                runtime = self.cluster.processes[name].runtime
+                runtime.paused_until = runtime.busy_until
             else:
                 self._start(name)
         if not self.world.run_while(lambda: not self.cluster.has_all_leaders(), HEAL_S):

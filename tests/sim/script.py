@@ -8,6 +8,7 @@ until the answer is there; `send` lets it go on in the background.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from random import Random
 from typing import Any
 
 import msgspec
@@ -30,6 +31,16 @@ SHARD = ShardId(0)
 Edit = Callable[[Config], Config]
 
 
+class Worst(Random):
+    """Fate at its worst: no thread took another step, nothing unsynced survives."""
+
+    def choice(self, seq: Any) -> Any:
+        return seq[0]
+
+    def randint(self, a: int, b: int) -> int:
+        return a
+
+
 class Pending:
     """An answer that may come. `response` None although `is_done`: the node was down."""
 
@@ -47,10 +58,12 @@ class Pending:
 
 
 class Script:
+    """By its seed: odd ones sync small batches on the loop, even ones in the log's thread."""
+
     def __init__(
         self,
         *,
-        seed: int = 1,
+        seed: int = 2,
         nodes: int = 3,
         shards: int = 1,
         edit: Edit = lambda config: config,
@@ -91,9 +104,20 @@ class Script:
             self.cluster.start(name)
         self.run_until(self.cluster.has_all_leaders, 15.0, "every shard has a leader")
 
-    def kill(self, *names: NodeId, power_loss: bool = False) -> None:
+    def kill(self, *names: NodeId) -> None:
+        """End processes; what they wrote stays."""
         for name in names:
-            self.cluster.kill(name, power_loss=power_loss)
+            self.cluster.kill(name, power_loss=False)
+
+    def cut_power(self, *names: NodeId) -> None:
+        """End processes; nothing stays but what was synced."""
+        for name in names:
+            self.cluster.kill(name, power_loss=True, fate=Worst())
+
+    def cut_power_by_chance(self, *names: NodeId) -> None:
+        """End processes; of what was not synced anything may stay, in any order."""
+        for name in names:
+            self.cluster.kill(name, power_loss=True)
 
     def restart(self, *names: NodeId) -> None:
         for name in names:
@@ -185,13 +209,19 @@ class Script:
 
     def sift(self, allows: Callable[[NodeId, NodeId, Message], bool]) -> None:
         """Decide on each Raft message (source, target, message) whether it may pass."""
+        self.edit(lambda source, target, message: message if allows(source, target, message) else None)
 
-        def passes(source: NodeId, target: NodeId, message: peer.PeerMessage) -> bool:
+    def edit(self, change: Callable[[NodeId, NodeId, Message], Message | None]) -> None:
+        """Change Raft messages on their way; None: lost."""
+
+        def changed(source: NodeId, target: NodeId, message: peer.PeerMessage) -> peer.PeerMessage | None:
             if not isinstance(message, peer.RaftMessages):
-                return True
-            return all(allows(source, target, each) for each in message.messages)
+                return message
+            passed = [change(source, target, each) for each in message.messages]
+            kept = tuple(each for each in passed if each is not None)
+            return peer.RaftMessages(message.shard, kept) if kept else None
 
-        self.network.sift = passes
+        self.network.sift = changed
 
     # ---- clients ---------------------------------------------------------------------------------
 

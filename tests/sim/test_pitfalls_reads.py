@@ -223,10 +223,12 @@ def deposed_leader_hears_that_a_node_is_alive() -> None:
     script.run_until(lambda: script.replica(N1).core.quiet, 3.0, "the shard is quiet")
     held: list[peer.BeatReply] = []
 
-    def holds_beat_replies(source: NodeId, target: NodeId, message: peer.PeerMessage) -> bool:
+    def holds_beat_replies(
+        source: NodeId, target: NodeId, message: peer.PeerMessage
+    ) -> peer.PeerMessage | None:
         if source == N2 and target == N1 and isinstance(message, peer.BeatReply):
             held.append(message)
-        return target != N1
+        return message if target != N1 else None
 
     script.network.sift = holds_beat_replies
     script.run_until(lambda: bool(held), 1.0, "n2 has answered a beat")

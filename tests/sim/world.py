@@ -110,12 +110,34 @@ class SimRuntime:
         self.offset = 0.0
         self.is_alive = True
         self.paused_until = 0.0
+        """The loop takes no turn before this."""
+        self.busy_until = 0.0
+        """The present turn takes until then, in world time: a call that blocks the loop."""
+        self._is_in_thread = False
         self._lane_free_at: dict[str, float] = {}
         self.on_run: Callable[[], None] = lambda: None
         self.in_progress: list[tuple[str, Callable[[], Any]]] = []
 
     def now(self) -> float:
-        return self.world.now * self.rate + self.offset
+        return max(self.world.now, self.busy_until) * self.rate + self.offset
+
+    def block(self, lane: str) -> None:
+        """The code that runs works on the disk; on the loop that keeps everything else waiting."""
+        if not self._is_in_thread:
+            start = max(self.world.now, self.busy_until)
+            self.busy_until = start + self.disk.sample(self.dice, start, lane)
+            self.paused_until = max(self.paused_until, self.busy_until)
+
+    def when_done(self, callback: Callable[..., Any], *args: Any) -> Any:
+        """Call back now, or if the present turn takes longer, at its end."""
+        if self.busy_until <= self.world.now:
+            return callback(*args)
+        self.world.at(self.busy_until, self._if_alive, callback, args)
+        return True
+
+    def _if_alive(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if self.is_alive:
+            callback(*args)
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         self.world.after(0.00001, self._run, callback, args)
@@ -149,10 +171,13 @@ class SimRuntime:
         if not self.is_alive:
             return
         self.in_progress.remove(job)
+        self._is_in_thread = True
         try:
             result, error = job[1](), None
         except Exception as raised:  # noqa: BLE001 - the node decides what an error means
             result, error = None, raised
+        finally:
+            self._is_in_thread = False
         self._run(done, (result, error))
 
     def oldest_running(self, lane: str) -> float | None:

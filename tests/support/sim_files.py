@@ -134,6 +134,7 @@ class SimFile:
             self._inode.lose_unsynced()
             raise
         self._inode.sync()
+        self._files.on_datasync(self._path)
 
     def close(self) -> None:
         pass
@@ -155,6 +156,8 @@ class SimFiles:
     def __init__(self, seed: int = 0, capacity_bytes: int | None = None) -> None:
         self.capacity_bytes = capacity_bytes
         self.on_step: Callable[[str, str], None] | None = None
+        self.on_datasync: Callable[[str], None] = lambda path: None
+        """Told after each completed sync of a file: it may take its time."""
         self.step_count = 0
         self.life = 0
         self.locked: set[str] = set()
