@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import DiskFull, Fatal
+from kvstore.errors import Corrupt, DiskFull, Fatal
 from kvstore.node.beats import Beats
 from kvstore.node.log_writer import DISK_FULL_RETRY_S, AppendsRecords, LogWriter, Promise
 from kvstore.node.replica import Replica
@@ -75,7 +75,7 @@ class Host:
         }
         """What to do with each kind of peer message; the router and the snapshots add theirs."""
         self.on_role_change: Callable[[Replica], None] = lambda replica: None
-        self.on_halt: Callable[[Replica, str], None] = lambda replica, reason: None
+        self.on_halt: Callable[[Replica, str, bool], None] = lambda replica, reason, is_lost: None
         self.on_snapshot_offer: Callable[[Replica, SnapshotOffer], None] = lambda replica, offer: None
         self.on_snapshots_wanted: Callable[[Replica, Ready], None] = lambda replica, ready: None
         self._transport = transport
@@ -148,7 +148,11 @@ class Host:
             if message.target != replica.me or node_of(message.source) != node:
                 continue
             self._note_heard(replica, message)
-            replica.core.step(message)
+            try:
+                replica.core.step(message)
+            except Corrupt as error:
+                self.halt(replica, f"contradicted by its group: {error}", is_lost=True)
+                return
             if type(message) is SnapshotOffer:
                 self.on_snapshot_offer(replica, message)
         self.mark_dirty(replica)
@@ -295,13 +299,14 @@ class Host:
     def _may_confirm(replica: Replica) -> bool:
         return bool(replica.led_term is not None and replica.reads_new and not replica.reads_confirming)
 
-    def halt(self, replica: Replica, reason: str) -> None:
-        """Take one damaged replica out of service, loudly; other shards go on."""
+    def halt(self, replica: Replica, reason: str, *, is_lost: bool = False) -> None:
+        """Take one damaged replica out of service, loudly; other shards go on. `is_lost`: it has forgotten
+        what it had acknowledged, so that no restart may bring it back."""
         log.critical("shard=%d replica=%s halted: %s", replica.shard, replica.me, reason)
         self.replicas.pop(replica.shard, None)
         self._dirty.pop(replica.shard, None)
         self.damaged[replica.shard] = reason
-        self.on_halt(replica, reason)
+        self.on_halt(replica, reason, is_lost)
         for call in list(replica.waiting_calls()):
             call.expire()
 

@@ -97,9 +97,13 @@ class Quarantine:
         log.critical("shard=%d replica=%s is quarantined: %s", shard, me, reason)
         self._keep((shard, incarnation), Copy(reason, is_marked=True, halted=None))
 
-    def _on_halt(self, replica: Replica, reason: str) -> None:
-        """It is out of service, but may be fit again after a restart: nothing is marked yet."""
-        self._keep((replica.shard, replica.incarnation), Copy(reason, is_marked=False, halted=replica))
+    def _on_halt(self, replica: Replica, reason: str, is_lost: bool) -> None:
+        """It is out of service. Unless it is lost, a restart may find it fit: it has no mark yet."""
+        key = (replica.shard, replica.incarnation)
+        if is_lost:
+            self._host.log.add([Quarantined(*key, reason)], None)
+            self._host.schedule_pass()
+        self._keep(key, Copy(reason, is_marked=is_lost, halted=replica))
 
     def _keep(self, key: Key, copy: Copy) -> None:
         self.know(*key)

@@ -67,7 +67,10 @@ SAMPLES: list[peer.PeerMessage] = [
     peer.Refusal("node n9 is not known to this node"),
     peer.StatusRequest(12),
     peer.StatusReply(
-        12, (peer.LedShard(SHARD, TERM, A, (A, B), (), ((B, INDEX),), INDEX, 41),), ((SHARD, B),), ((SHARD, A),)
+        12,
+        (peer.LedShard(SHARD, TERM, A, (A, B), (), ((B, INDEX),), INDEX, 41),),
+        ((SHARD, B),),
+        ((SHARD, A),),
     ),
     peer.TransferRequest(13, SHARD, N2),
     peer.RebuildRequest(14, SHARD, A),

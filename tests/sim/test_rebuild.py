@@ -15,6 +15,7 @@ from kvstore.files import join
 from kvstore.node.requests import Response
 from kvstore.raft.messages import Configuration
 from kvstore.types import META_SHARD, LogIndex, NodeId, ReplicaId, ShardId
+from kvstore.wal import Recovered, Wal
 from kvstore.wire import peer
 from tests.sim.clients import Client
 from tests.sim.cluster import DATA, Process, SimCluster
@@ -424,34 +425,88 @@ def test_asking_twice_is_asking_once(story: Story) -> None:
 # ---- schedule 29
 
 
-def test_pitfall_29_a_damaged_replica_never_helps_to_elect() -> None:
-    """L and F1 hold committed entries that F2 lacks; F1's log rots and F1 asks for a new copy; L dies."""
-    story = Story()
+def lose_the_only_full_copy(story: Story, *, is_last_gone: bool) -> tuple[NodeId, NodeId, NodeId]:
+    """L and F1 hold committed entries that F2 lacks; F1's log rots; L dies, before F1 is back or after."""
     story.lead_elsewhere(N1)
     leader = story.leader()
     assert leader is not None
-    first, second = N1, next(each for each in (N2, N3) if each != leader.name)
-    others = {(a, second) for a in (leader.name, first)}
-    story.cluster.network.cut |= others | {(b, a) for a, b in others}
+    last, first, second = leader.name, N1, next(each for each in (N2, N3) if each != leader.name)
+    links = {(a, second) for a in (last, first)}
+    story.cluster.network.cut |= links | {(b, a) for a, b in links}
     for number in range(81, 101):
-        story.put(f"late-{number}", f"late-{number}", leader.name)
+        story.put(f"late-{number}", f"late-{number}", last)
     story.stop(first)
     story.rot(first)
+    if is_last_gone:
+        story.stop(last)
+        story.run(0.5)
     story.cluster.start(first)
-    story.run(0.5)
+    story.world.run_until(story.world.now + 0.5)
+    if not is_last_gone:
+        story.stop(last)
     story.cluster.network.cut.clear()
-    story.stop(leader.name)
-    story.run(10.0)
+    story.world.run_until(story.world.now + 10.0)
+    return last, first, second
+
+
+@pytest.mark.parametrize("is_last_gone", [False, True])
+def test_pitfall_29_a_damaged_replica_never_helps_to_elect(story: Story, is_last_gone: bool) -> None:
+    last, first, second = lose_the_only_full_copy(story, is_last_gone=is_last_gone)
     assert story.leader() is None, "F1 and F2 must not elect each other"
     assert story.rebuild(first, via=second, timeout="3s").status == 503
     assert story.hosted(first) is None
-    story.cluster.start(leader.name)
+    story.cluster.start(last)
     story.until(lambda: story.leader() is not None)
     story.run(2.0)
     assert story.rebuild(first, via=second).status == 202
     story.check_whole()
     for number in range(81, 101):
         assert story.reply(first, "GET", f"/v1/kv/late-{number}").body == f"late-{number}".encode()
+
+
+def forget_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the guard away: a replica goes on with what damage has left of its log."""
+    careful = Wal.open
+
+    def careless(*arguments: Any) -> tuple[Wal, Recovered]:
+        wal, recovered = careful(*arguments)
+        for replica in recovered.replicas.values():
+            replica.quarantined = None
+        return wal, recovered
+
+    monkeypatch.setattr(Wal, "open", careless)
+
+
+def test_pitfall_29_happens_without_the_quarantine(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_marks(monkeypatch)
+    _last, _first, second = lose_the_only_full_copy(story, is_last_gone=True)
+    assert story.leader() is not None
+    answers = story.ask(second, "GET", "/v1/kv/late-90")
+    story.world.run_while(lambda: not answers, 5.0)
+    assert answers[0] is not None
+    assert answers[0].status == 404, "an acknowledged write is gone"
+    assert story.failures, "the invariants see it too"
+
+
+def test_a_replica_that_its_leader_proves_wrong_is_quarantined(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage that the log did not show is seen once the leader says what was acknowledged."""
+    with monkeypatch.context() as patched:
+        forget_marks(patched)
+        story.lead_elsewhere(N1)
+        story.stop(N1)
+        story.rot(N1)
+        story.cluster.start(N1)
+        story.run(2.0)
+    assert "contradicted by its group" in story.process(N1).node.host.damaged[SHARD]
+    assert story.hosted() is None
+    story.stop(N1)
+    story.cluster.start(N1)
+    story.run(2.0)
+    assert story.hosted() is None, "no restart brings it back"
+    assert story.rebuild().status == 202
+    story.check_whole()
 
 
 def test_a_damaged_replica_acknowledges_nothing_and_supports_no_leader(story: Story) -> None:

@@ -327,7 +327,7 @@ def test_a_healthy_replica_is_not_pushed_out(keep: Keep) -> None:
 
 def test_a_halted_replica_gets_its_mark_with_the_creation_of_its_successor(keep: Keep) -> None:
     halted: Any = PaperReplica(1)
-    keep.host.on_halt(halted, "apply failed")  # type: ignore[attr-defined]
+    keep.host.on_halt(halted, "apply failed", False)  # type: ignore[attr-defined]
     assert keep.kinds() == [], "a restart may find it whole"
     assert keep.host.damaged_replicas == {SHARD: OLD}
     assert keep.quarantine.halted() == [halted]
@@ -337,6 +337,14 @@ def test_a_halted_replica_gets_its_mark_with_the_creation_of_its_successor(keep:
     keep.host.hear(peer.DestroyReplica(SHARD, OLD))
     keep.host.log.sync()
     assert halted.is_closed
+
+
+def test_a_replica_that_forgot_what_it_had_acknowledged_is_marked_at_once(keep: Keep) -> None:
+    halted: Any = PaperReplica(1)
+    keep.host.on_halt(halted, "contradicted", True)  # type: ignore[attr-defined]
+    assert keep.kinds() == [Quarantined]
+    keep.host.hear(peer.CreateReplica(SHARD, NEW))
+    assert keep.kinds() == [Quarantined, ShardCreated]
 
 
 def test_the_tombstone_is_for_one_incarnation_and_its_files_go_after_it(keep: Keep) -> None:
