@@ -81,8 +81,10 @@ class Host:
         self._transport = transport
         self._on_fatal = on_fatal
         self._outbox: dict[tuple[NodeId, Lane], list[peer.PeerMessage]] = {}
+        self._notices: list[tuple[Replica, Message]] = []
         self._dirty: dict[ShardId, Replica] = {}
         self._pass_scheduled = False
+        self._is_in_pass = False
         self._ticks = 0
         self._next_tick_at = 0.0
         self.is_stopped = False
@@ -122,7 +124,8 @@ class Host:
     def post(self, node: NodeId, lane: Lane, message: peer.PeerMessage) -> None:
         """Put a message into the frame that leaves at the end of this pass."""
         self._outbox.setdefault((node, lane), []).append(message)
-        self.schedule_pass()
+        if not self._is_in_pass:
+            self.schedule_pass()
 
     def tell(self, node: NodeId, message: peer.PeerMessage) -> None:
         """Send a control message to a node, which may be this one."""
@@ -179,10 +182,18 @@ class Host:
         else:
             self._transport.send(node, lane, frame)
 
-    def _post_raft(self, replica: Replica, messages: tuple[Message, ...]) -> None:
+    def _post_raft(
+        self, replica: Replica, messages: tuple[Message, ...], *, is_first: bool = False
+    ) -> None:
         by_link: dict[tuple[NodeId, Lane], list[Message]] = {}
         for message in messages:
-            lane = Lane.APPEND if type(message) is AppendRequest else Lane.CONTROL
+            lane = Lane.CONTROL
+            if type(message) is AppendRequest:
+                lane = Lane.APPEND
+                if is_first and not message.entries:
+                    # Tells a follower the commit; whoever waits here for that commit comes first.
+                    self._notices.append((replica, message))
+                    continue
             by_link.setdefault((node_of(message.target), lane), []).append(message)
         for (node, lane), batch in by_link.items():
             self.post(node, lane, peer.RaftMessages(replica.shard, tuple(batch)))
@@ -193,6 +204,7 @@ class Host:
         self._pass_scheduled = False
         if self.is_stopped:
             return
+        self._is_in_pass = True
         dirty, self._dirty = self._dirty, {}
         for replica in dirty.values():
             replica.is_dirty = False
@@ -204,6 +216,11 @@ class Host:
         for replica in dirty.values():
             self._apply(replica)
         self.log.flush()
+        notices, self._notices = self._notices, []
+        for replica, notice in notices:
+            self._post_raft(replica, (notice,))
+        self._send_frames()
+        self._is_in_pass = False
 
     def advance(self, replica: Replica) -> None:
         """Carry out what one core made ready, up to handing its records to the log."""
@@ -223,7 +240,7 @@ class Host:
         if core.round != round_before or replica.led_term is not None:
             replica.round_sent_at.setdefault(core.round, self.runtime.now())
         if ready.messages_now:
-            self._post_raft(replica, ready.messages_now)
+            self._post_raft(replica, ready.messages_now, is_first=True)
         self._persist(replica, ready)
         replica.take_committed(ready)
         if ready.snapshots_wanted:
