@@ -582,3 +582,50 @@ def test_a_late_word_for_another_incarnation_destroys_nothing(story: Story) -> N
         on_message[peer.CreateReplica](N2, peer.CreateReplica(SHARD, min(replica, NEW)))
     story.run(2.0)
     story.check_whole()
+
+
+# ---- anything at any time
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_rebuild_under_random_faults_loses_nothing(seed: int) -> None:
+    """Clients, crashes, cuts and a bad network all through it; at the end every voter is there and equal."""
+    story = Story(seed=1000 + seed)
+    dice, cluster = Random(f"rebuild/{seed}"), story.cluster
+    history = History()
+    clients = [
+        Client(cluster, number, history, Random(f"{seed}/{number}"), ["a", "b", "c", "count-a"])
+        for number in range(5)
+    ]
+    story.lose_replica()
+    for client in clients:
+        client.start()
+    faults = cluster.network.faults
+    faults.loss, faults.repeat, faults.reorder = dice.choice((0.0, 0.05)), 0.05, 0.1
+    for _ in range(12):
+        if dice.random() < 0.3:
+            cut_logs(story)
+        story.ask(dice.choice((N1, N2, N3)), "POST", f"/v1/shards/{SHARD}/rebuild", b'{"node":"n1"}')
+        story.run(dice.uniform(0.0, 1.5))
+        name = dice.choice((N1, N1, N2, N3))
+        if dice.random() < 0.5:
+            story.stop(name, power_loss=dice.random() < 0.5)
+            story.run(dice.uniform(0.1, 2.0))
+            cluster.start(name)
+        else:
+            other = dice.choice([each for each in (N1, N2, N3) if each != name])
+            cluster.network.cut |= {(name, other)} if dice.random() < 0.5 else {(name, other), (other, name)}
+            story.run(dice.uniform(0.1, 2.0))
+            cluster.network.cut.clear()
+    faults.loss = faults.repeat = faults.reorder = 0.0
+    story.until(lambda: story.leader() is not None)
+    story.run(3.0)
+    if NEW not in story.configuration().members():
+        assert story.rebuild().status == 202
+    story.check_members()
+    for client in clients:
+        client.is_stopped = True
+    story.run(8.0)
+    history.close()
+    assert not check(history.operations).violations
+    story.check_whole()
