@@ -63,9 +63,16 @@ class FailDisk(Nemesis):
         if name is None or len(self._whole()) < len(self.cluster.names):
             return None  # one that leaves for good beside another that is away would only stop the cluster
         record = self.cluster.directory / name / f"strace-failing-{len(self.faults)}"
-        with Injection(self.cluster.pid(name), "fdatasync", "error=EIO", record) as injection:
+        injection = Injection(self.cluster.pid(name), "fdatasync", "error=EIO", record)
+        try:
+            injection.begin()
+        except OSError:
+            return None  # it is being traced already, or has just ended
+        try:
             fault = self._fault(now_s, name)
             code = self.cluster.wait_for_exit(name, EXIT_S)
+        finally:
+            injection.end()
         if code == 0:
             raise RuntimeError(f"{name} ended with code 0 after a failed sync")
         fault.bites = injection.bites

@@ -42,13 +42,31 @@ CASES = {
 """Case to (kind of request, connections). All keys exist before the first case of a round."""
 
 ETCD_PORTS = range(23_790, 23_800)
-SYNCS = {"etcd": "etcd_disk_wal_fsync_duration_seconds_count", "ours": "kv_wal_syncs_total"}
+SYNCS = {"etcd": "etcd_disk_wal_fsync_duration_seconds_count", "ours": "kv_wal_fsyncs_total"}
 
 
 @dataclass
 class Sample:
     measured: wrk.Measured
     syncs_per_s: float
+    cpu_us: float
+    """Processor time of all three servers for one operation: comparable also where others use the machine."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A system under test: where to ask it, and its processes."""
+
+    address: str
+    pids: tuple[int, ...]
+
+    def cpu_s(self) -> float:
+        """Processor time that its processes have used so far."""
+        ticks = 0
+        for pid in self.pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -61,13 +79,16 @@ class System:
     def rates(self, case: str) -> list[float]:
         return [sample.measured.operations_per_s for sample in self.samples.get(case, [])]
 
+    def cpu(self, case: str) -> list[float]:
+        return [sample.cpu_us for sample in self.samples.get(case, [])]
+
     def p50s(self, case: str) -> list[float]:
         return [sample.measured.p50_ms for sample in self.samples.get(case, [])]
 
 
 @contextmanager
-def etcd_cluster(binary: str, directory: Path) -> Iterator[str]:
-    """Three members with default settings. Gives the client address of the leader."""
+def etcd_cluster(binary: str, directory: Path) -> Iterator[Running]:
+    """Three members with default settings, asked at the leader."""
     names = ["e1", "e2", "e3"]
     client = {name: f"127.0.0.1:{ETCD_PORTS[2 * i]}" for i, name in enumerate(names)}
     peer = {name: f"http://127.0.0.1:{ETCD_PORTS[2 * i + 1]}" for i, name in enumerate(names)}
@@ -84,7 +105,7 @@ def etcd_cluster(binary: str, directory: Path) -> Iterator[str]:
             ]  # fmt: skip
             with (directory / f"{name}.log").open("wb") as log:
                 processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-        yield _etcd_leader(client)
+        yield Running(_etcd_leader(client), tuple(process.pid for process in processes))
     finally:
         for process in processes:
             process.kill()
@@ -112,14 +133,14 @@ def _post(url: str, document: Any) -> Any:
 
 
 @contextmanager
-def our_cluster(shards: int, directory: Path) -> Iterator[str]:
-    """Three nodes with default settings. Gives the leader's address, of many shards any node's."""
+def our_cluster(shards: int, directory: Path) -> Iterator[Running]:
+    """Three nodes with default settings, asked at the leader, with many shards at any node."""
     with LocalCluster(directory, shards=shards) as cluster:
         cluster.start()
         cluster.wait_until_served(60)
         leader = cluster.leader_of(0) if shards == 1 else cluster.names[0]
         assert leader is not None, "served clusters have leaders"
-        yield cluster.client[leader]
+        yield Running(cluster.client[leader], tuple(map(cluster.pid, cluster.names)))
 
 
 class Bench:
@@ -139,21 +160,25 @@ class Bench:
             for kind, load in loads.items():
                 self._scripts[f"{peer}-{kind}"] = wrk.write_script(place, load, requests(kind))
 
-    def measure(self, system: System, peer: str, address: str, seed: int) -> None:
+    def measure(self, system: System, peer: str, running: Running, seed: int) -> None:
         """Fill the keys, then run every case once."""
+        address = running.address
         self._fill(peer, address)
         loads = wrk.ETCD_LOADS if peer == "etcd" else wrk.OUR_LOADS
         for case in self._cases:
             kind, connections = CASES[case]
-            before, begun = self._syncs(peer, address), time.monotonic()
+            before, begun, cpu_s = self._syncs(peer, address), time.monotonic(), running.cpu_s()
             measured = wrk.run(
                 self._scripts[f"{peer}-{kind}"], loads[kind], address, connections, self._seconds, seed
             )
-            syncs = (self._syncs(peer, address) - before) / (time.monotonic() - begun)
-            system.samples.setdefault(case, []).append(Sample(measured, syncs))
+            length_s = time.monotonic() - begun
+            syncs = (self._syncs(peer, address) - before) / length_s
+            cpu_us = (running.cpu_s() - cpu_s) / (measured.operations_per_s * self._seconds) * 1e6
+            system.samples.setdefault(case, []).append(Sample(measured, syncs, cpu_us))
             rate = f"{measured.operations_per_s:>10,.0f}/s"
             latency = f"p50 {measured.p50_ms:8.2f} ms  p99 {measured.p99_ms:8.2f} ms"
-            print(f"  {system.name:<14} {case:<6} {rate}  {latency}  {syncs:7,.0f} syncs/s", flush=True)
+            cost = f"{syncs:7,.0f} syncs/s  {cpu_us:6.0f} us CPU"
+            print(f"  {system.name:<14} {case:<6} {rate}  {latency}  {cost}", flush=True)
 
     def _fill(self, peer: str, address: str) -> None:
         requests = wrk.etcd_requests("batch") if peer == "etcd" else wrk.our_requests("batch")
@@ -175,7 +200,7 @@ class Bench:
 
 def report(ours: Sequence[System], peers: Sequence[System], cases: Sequence[str]) -> None:
     """Medians with their spread, and ratios to the better peer, paired round by round."""
-    columns = f"{'median':>11} {'min':>10} {'max':>10} {'p50 ms':>8} {'ratio':>6}  spread"
+    columns = f"{'median':>11} {'min':>10} {'max':>10} {'p50 ms':>8} {'CPU us':>7} {'ratio':>6}  spread"
     print(f"\n{'system':<14} {'case':<6} {columns}")
     for case in cases:
         best = max(peers, key=lambda peer: _median(peer.rates(case)), default=None)
@@ -184,7 +209,7 @@ def report(ours: Sequence[System], peers: Sequence[System], cases: Sequence[str]
             if not rates:
                 continue
             line = f"{system.name:<14} {case:<6} {_median(rates):>11,.0f} {min(rates):>10,.0f}"
-            line += f" {max(rates):>10,.0f} {_median(p50s):>8.2f}"
+            line += f" {max(rates):>10,.0f} {_median(p50s):>8.2f} {_median(system.cpu(case)):>7.0f}"
             if best and system in ours:
                 ratios = [own / other for own, other in zip(rates, best.rates(case), strict=False)]
                 line += f" {_median(ratios):>5.2f}x  {min(ratios):.2f}..{max(ratios):.2f} of {best.name}"
@@ -256,11 +281,11 @@ def _round(
     for system, what in turns if number % 2 == 0 else reversed(turns):
         with tempfile.TemporaryDirectory(dir=scratch) as place:
             if isinstance(what, str):
-                with etcd_cluster(what, Path(place)) as address:
-                    bench.measure(system, "etcd", address, number)
+                with etcd_cluster(what, Path(place)) as running:
+                    bench.measure(system, "etcd", running, number)
             else:
-                with our_cluster(what, Path(place)) as address:
-                    bench.measure(system, "ours", address, number)
+                with our_cluster(what, Path(place)) as running:
+                    bench.measure(system, "ours", running, number)
 
 
 def _version(binary: str) -> str:
@@ -270,7 +295,10 @@ def _version(binary: str) -> str:
 
 def _plain(system: System) -> dict[str, list[dict[str, float]]]:
     return {
-        case: [{**sample.measured.__dict__, "syncs_per_s": sample.syncs_per_s} for sample in samples]
+        case: [
+            {**vars(sample.measured), "syncs_per_s": sample.syncs_per_s, "cpu_us": sample.cpu_us}
+            for sample in samples
+        ]
         for case, samples in system.samples.items()
     }
 
