@@ -198,6 +198,14 @@ def encode(record: Record) -> Coded:
             return INVENTORY, 0, 0, 0, 0, _encode(record)
 
 
+def entry_count(payload: bytes) -> int:
+    """How many entries the payload of an `Entries` record holds, without decoding it."""
+    head = payload[0]
+    if head & 0xF0 == 0x90:
+        return head & 0x0F
+    return int.from_bytes(payload[1 : 3 if head == 0xDC else 5], "big")
+
+
 def decode(
     kind: int, shard_number: int, incarnation_number: int, term: int, index: int, payload: bytes
 ) -> Record:

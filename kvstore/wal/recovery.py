@@ -14,14 +14,19 @@ and finds their bad places, `replay.py` works out what the records mean. Neither
 """
 
 import errno
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kvstore.errors import Corrupt
 from kvstore.files import Files, join
-from kvstore.wal.batch import MAGIC, Batch, find, nonce_of, parse, payloads, starts
+from kvstore.types import LogIndex
+from kvstore.wal.batch import MAGIC, Batch, find, nonce_of, parse, payloads, record_of, starts
 from kvstore.wal.index import Index, Place
+from kvstore.wal.record import INVENTORY, Inventory, Key
 from kvstore.wal.replay import Recovered, Replay
 from kvstore.wal.segment import HEADER_BYTES, Header, name_of, number_of, parse_header
+
+INVENTORY_BYTES_MAX: Final = 1 << 20
+"""How far to look for a segment's inventory; longer ones only cost time."""
 
 
 class Tail(NamedTuple):
@@ -45,7 +50,7 @@ def recover(files: Files, directory: str, identity: bytes) -> tuple[Recovered, I
     Raises: Corrupt, if the log belongs to someone else or to a newer version.
     """
     numbers = sorted(n for n in map(number_of, files.list(directory)) if n is not None)
-    replay = Replay()
+    replay = Replay(_floors(files, directory, numbers))
     tail = Tail(None, 0, HEADER_BYTES, 1, None, None)
     for position, number in enumerate(numbers):
         if tail.segment and number != tail.segment + 1:
@@ -70,6 +75,28 @@ def recover(files: Files, directory: str, identity: bytes) -> tuple[Recovered, I
     recovered = replay.finish()
     recovered.is_new = not numbers
     return recovered, replay.index, tail, numbers
+
+
+def _floors(files: Files, directory: str, numbers: list[int]) -> dict[Key, LogIndex]:
+    """What each replica still needs, as the newest segment's inventory says; nothing if that can't be read,
+    or if the segment has no batch yet."""
+    for number in numbers[-1:-3:-1]:
+        file = files.open(join(directory, name_of(number)))
+        try:
+            content = file.read_at(0, INVENTORY_BYTES_MAX)
+        except OSError:
+            continue
+        finally:
+            file.close()
+        header = parse_header(content, number)
+        batch = None if header is None else parse(content, HEADER_BYTES, header.nonce)
+        whole = [None] if batch is None else payloads(content, batch)
+        # One bad payload can mean a torn batch, and that is void, inventory and all.
+        if batch is not None and whole[0] is not None and None not in whole and batch.rows[0][0] == INVENTORY:
+            record = record_of(batch.rows[0], whole[0])
+            assert isinstance(record, Inventory)
+            return {(line.shard, line.incarnation): line.first for line in record.replicas}
+    return {}
 
 
 def _read(files: Files, path: str) -> bytes:

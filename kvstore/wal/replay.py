@@ -5,7 +5,7 @@ gap across the damage, or an inventory that agrees, clear a replica; the rest is
 (see `recovery.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvstore.raft.messages import Entry, HardState
@@ -30,6 +30,7 @@ from kvstore.wal.record import (
     SnapshotInstalled,
     Truncate,
     decode_entries,
+    entry_count,
 )
 
 
@@ -140,8 +141,12 @@ class Held:
 
 
 class Replay:
-    def __init__(self) -> None:
+    """`floors`: first index that each replica needs, from an inventory that is still to come. Entries below
+    are checked like all others but not kept, which is most of the work and memory of a long log."""
+
+    def __init__(self, floors: Mapping[Key, LogIndex] | None = None) -> None:
         self.index = Index()
+        self._floors = floors or {}
         self.damage: list[str] = []
         self.torn_bytes = 0
         self._held: dict[Key, Held] = {}
@@ -176,17 +181,21 @@ class Replay:
 
     def _extend(self, row: Row, payload: bytes, place: Place) -> bool:
         """The short way for nearly all records of a log: entries that follow, of a replica in good health."""
-        _, shard, incarnation, count, number, _, first, _ = row
-        held = self._held.get((ShardId(shard), Incarnation(incarnation)))
+        _, shard, incarnation, payload_bytes, number, _, first, _ = row
+        key = (ShardId(shard), Incarnation(incarnation))
+        held = self._held.get(key)
         if held is None or held.hurt is not None or held.unsure is not None:
             return False
         replica = held.index
         if replica.is_destroyed or number != replica.number + 1 or first != replica.last + 1:
             return False
-        entries = decode_entries(payload)
-        held.entries.extend(entries)
         replica.number = number
-        replica.add(first, entries[-1].index, count, place)
+        last = first + entry_count(payload) - 1
+        if last < self._floors.get(key, 0):
+            replica.last = last
+        else:
+            held.entries.extend(decode_entries(payload))
+            replica.add(first, last, payload_bytes, place)
         return True
 
     def _hurt_by_rows(self, batch: Batch, payloads: list[bytes | None], place: Place) -> None:

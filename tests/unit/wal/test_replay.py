@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kvstore.types import LogIndex
 from kvstore.wal import batch
 from kvstore.wal.batch import parse, payloads
@@ -16,6 +18,7 @@ from kvstore.wal.record import (
     SnapshotInstalled,
     Truncate,
     encode,
+    entry_count,
 )
 from kvstore.wal.replay import RecoveredReplica, Replay
 from tests.support.wal_model import created, entries, hard_state, installed, key
@@ -227,3 +230,21 @@ def test_missing_oldest_segment_makes_everybody_suspect() -> None:
     assert log.shard(1).quarantined is None
     log.replay.check_oldest([4])
     assert "segments 3 to 3 are missing" in (log.shard(1).quarantined or "")
+
+
+def test_entries_below_the_floor_are_checked_but_not_kept() -> None:
+    log = _Log()
+    log.replay = Replay({key(1): LogIndex(6)})
+    log.add((1, created(1)), (2, entries(1, 1, 3)))
+    log.add((3, entries(1, 4)), (4, entries(1, 5, 3)), (5, entries(1, 8)))
+    log.add((0, _inventory((1, 5, 6, 8))))
+    assert [index for index, _ in _indexes(log.shard(1))] == [6, 7, 8]
+    assert log.shard(1).quarantined is None
+    assert log.replay.index.replicas[key(1)].pieces[0].first == 5
+    log.add((6, entries(1, 11)))
+    assert "entries from 11 on follow index 8" in (log.shard(1).quarantined or "")
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 300, 70_000])
+def test_entries_are_counted_without_being_decoded(count: int) -> None:
+    assert entry_count(encode(entries(1, 1, count, payload=b""))[5]) == count
