@@ -14,6 +14,7 @@ from kvstore.raft import candidate
 from kvstore.raft.messages import (
     AppendReply,
     AppendRequest,
+    Entry,
     Heartbeat,
     HeartbeatReply,
     Message,
@@ -70,32 +71,33 @@ def on_append(core: Core, message: AppendRequest) -> None:
     elif prev_index <= core.commit and log.term_at(prev_index) not in (message.prev_term, None):
         raise Corrupt(f"leader {message.source} contradicts the committed entry {prev_index}")
     elif prev_index < core.commit:
-        # What is committed here is the same there: answer with how far that reaches.
-        _reply(core, message, core.commit)
-        return
+        # What is committed here is the same there, so that the logs match at least up to it.
+        _merge(core, entries[core.commit - prev_index :])
     elif log.matches(prev_index, message.prev_term):
-        _merge(core, message)
+        _merge(core, entries)
     else:
         _reject(core, message)
         return
     match = LogIndex(prev_index + len(entries))
+    if match < core.commit:
+        match = core.commit
     commit = message.commit if message.commit < match else match
     if commit > core.commit:
         core.commit_to(commit)
     _reply(core, message, match)
 
 
-def _merge(core: Core, message: AppendRequest) -> None:
+def _merge(core: Core, entries: tuple[Entry, ...]) -> None:
     """Add what is new. Entries that are already here stay: the message may be an old one (Raft 5.3)."""
     log = core.log
-    for position, entry in enumerate(message.entries):
+    for position, entry in enumerate(entries):
         term_here = log.term_at(entry.index)
         if term_here == entry.term:
             continue
         if term_here is not None:
             assert entry.index > core.commit, f"{entry.index} is committed"
             log.truncate(LogIndex(entry.index - 1))
-        added = message.entries[position:]
+        added = entries[position:]
         log.append(added)
         core.trace_append(added)
         return

@@ -30,7 +30,7 @@ Remove = Callable[[pytest.MonkeyPatch], None]
 
 
 def _group(*numbers: int) -> Group:
-    group = Group(voters(*(numbers or (1, 2, 3))), dice=lambda me: lambda low, _high: low + 3 * int(me[1]))
+    group = Group(voters(*(numbers or (1, 2, 3))))
     group.elect(1)
     return group
 

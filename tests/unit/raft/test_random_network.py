@@ -24,7 +24,7 @@ SETTINGS = RaftSettings(
 SEEDS = (
     [int(os.environ["RAFT_SEED"])]
     if "RAFT_SEED" in os.environ
-    else range(int(os.environ.get("RAFT_SEEDS", "150")))
+    else range(int(os.environ.get("RAFT_SEEDS", "80")))
 )
 
 
@@ -58,32 +58,36 @@ class Chaos:
         for number in range(self.steps):
             if number % 100 == 0:
                 self.change_weather()
-            self.step()
-            self.group.check()
+            self.group.check(self.step())
+        self.group.check()
         self.heal()
 
-    def step(self) -> None:
+    def step(self) -> list[Replica]:
+        """Do something; return the replicas that it has touched."""
         draw = self.random.random()
         if draw < self.crash_rate:
-            self.crash_or_restart()
-        elif draw < 0.24:
+            return [self.crash_or_restart()]
+        if draw < 0.24:
             self.move_messages()
-        elif draw < 0.50:
-            for replica in self.group.living:
-                if self.random.random() < 0.6:
-                    self.work(replica)
-        elif draw < 0.80:
-            self.let_time_pass()
-        elif draw < 0.91:
-            self.propose(self.pick_leader())
+            return []
+        if draw < 0.50:
+            busy = [replica for replica in self.group.living if self.random.random() < 0.6]
+            for replica in busy:
+                self.work(replica)
+            return busy
+        if draw < 0.80:
+            living = self.group.living if self.random.random() < 0.7 else [self.pick()]
+            for replica in living:
+                replica.living.tick()
+            return living
+        replica = self.pick_leader()
+        if draw < 0.91:
+            self.propose(replica)
         elif draw < 0.95:
-            self.read(self.pick_leader())
+            self.read(replica)
         else:
-            self.administer(self.pick_leader())
-
-    def let_time_pass(self) -> None:
-        for replica in self.group.living if self.random.random() < 0.7 else [self.pick()]:
-            replica.living.tick()
+            self.administer(replica)
+        return [replica]
 
     def pick(self) -> Replica:
         if not self.group.living:
@@ -107,7 +111,8 @@ class Chaos:
             lost = self.random.random() < self.loss or (message.source, message.target) in self.cuts
             if not lost:
                 self.group.deliver(message)
-                self.group.check()
+                target = self.group.replicas.get(message.target)
+                self.group.check([target] if target is not None else [])
 
     def work(self, replica: Replica) -> None:
         self.take(replica)
@@ -158,7 +163,7 @@ class Chaos:
             self.cuts = {(self.random.choice(ids), self.random.choice(ids)) for _ in range(4)}
         self.slow = {me for me in ids if self.random.random() < self.slow_share}
 
-    def crash_or_restart(self) -> None:
+    def crash_or_restart(self) -> Replica:
         down = [replica for replica in self.group.replicas.values() if replica.core is None]
         replica = self.random.choice(down) if down and self.random.random() < 0.8 else self.pick()
         if replica.core is None:
@@ -166,6 +171,7 @@ class Chaos:
             self.reached.add("restarted")
         elif len(down) < 2:
             replica.crash()
+        return replica
 
     # --- members, transfers, snapshots
 
