@@ -60,7 +60,9 @@ def test_a_rotten_replica_comes_back_by_one_command(tmp_path: Path) -> None:
         cluster.kill("n2")
         with Client(*cluster.client.values(), timeout=20) as client:
             for number in range(300):
-                assert client.get(f"key-{number}").value == f"needle-in-the-log-{number:04}".encode()
+                found = client.get(f"key-{number}")
+                assert found is not None
+                assert found.value == f"needle-in-the-log-{number:04}".encode()
         deadline = time.monotonic() + 15
         while any((cluster.data["n1"] / "tablets").glob(f"{shard}-1-*")):
             assert time.monotonic() < deadline, "the damaged tablet is still there"

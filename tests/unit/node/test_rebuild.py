@@ -88,6 +88,7 @@ def test_asking_again_names_the_one_that_comes_already() -> None:
 def test_a_lost_learner_makes_room_for_the_next() -> None:
     heir, change = replacement(LEARNING, NEW, everybody)
     assert (heir, change) == (THIRD, Change(learners=(THIRD,), removed=(NEW,)))
+    assert change is not None
     following = next_configuration(LEARNING, change)
     assert successions(following) == [(THIRD, (OLD,))]
     assert is_replaced(following, NEW)
@@ -395,14 +396,14 @@ def created(shard: int, incarnation: int, directory: str) -> ShardCreated:
 
 def recovered_with(**more: Any) -> Recovered:
     """Shard 1 healthy, shard 2 damaged, shard 3 rebuilt once."""
-    key = lambda shard, incarnation: (ShardId(shard), Incarnation(incarnation))  # noqa: E731
     replicas = {
-        key(1, 1): RecoveredReplica(created=created(1, 1, "1-1-aa")),
-        key(2, 1): RecoveredReplica(created=created(2, 1, "2-1-aa"), quarantined="rot"),
-        key(3, 1): RecoveredReplica(destroyed=True),
-        key(3, 2): RecoveredReplica(created=created(3, 2, "3-2-aa")),
+        (1, 1): RecoveredReplica(created=created(1, 1, "1-1-aa")),
+        (2, 1): RecoveredReplica(created=created(2, 1, "2-1-aa"), quarantined="rot"),
+        (3, 1): RecoveredReplica(destroyed=True),
+        (3, 2): RecoveredReplica(created=created(3, 2, "3-2-aa")),
     }
-    return Recovered(replicas=replicas, **more)
+    known = {(ShardId(shard), Incarnation(each)): replica for (shard, each), replica in replicas.items()}
+    return Recovered(replicas=known, **more)
 
 
 @pytest.mark.parametrize("is_trackless", [False, True])
