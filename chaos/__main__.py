@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chaos.catalogue import TARGETS, Target, describe, refusal
+from chaos.cluster import TargetError
 from chaos.explain import core_of, explanation
 from chaos.history import load
 from chaos.linearizability import check
 from chaos.report import write_report
 from chaos.run import INCONCLUSIVE, OK, VIOLATION, Outcome, Plan, run
-from chaos.targets import TargetError
 from chaos.workloads import WORKLOADS
 
 USAGE = 2

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from chaos.cluster import Cluster
+from chaos.compose import ComposeCluster, Unplug, can_compose
 from chaos.disks import can_mount
 from chaos.injection import can_inject
 from chaos.machine_faults import MACHINE_NEMESES, Power, PoweredCluster
@@ -14,8 +16,9 @@ from chaos.network import NetworkedCluster, can_make_networks
 from chaos.network_faults import NETWORK_NEMESES
 from chaos.targets import LocalCluster
 
-TARGETS = ("local", "netns")
-"""local: processes on loopback. netns: processes in namespaces, joined by a switch that can be broken."""
+TARGETS = ("local", "netns", "compose")
+"""local: processes on loopback. netns: processes in namespaces, joined by a switch that can be broken.
+compose: the containers of docker-compose.yml."""
 
 _BY_STRACE = ("slow-disk", "fail-disk")
 
@@ -24,9 +27,17 @@ class Target:
     """The cluster of a run, with the disks that its nemeses need. Use as a context manager."""
 
     def __init__(self, kind: str, directory: Path, names: Sequence[str], nodes: int, shards: int) -> None:
-        kinds = {"local": LocalCluster, "netns": NetworkedCluster}
-        self.cluster: LocalCluster = kinds[kind](directory, nodes=nodes, shards=shards)
-        self._disks = PoweredCluster(self.cluster) if Power.kind in names else None
+        self.cluster: Cluster
+        if kind == "compose":
+            self.cluster = ComposeCluster(directory, nodes=nodes, shards=shards)
+        elif kind == "netns":
+            self.cluster = NetworkedCluster(directory, nodes=nodes, shards=shards)
+        else:
+            self.cluster = LocalCluster(directory, nodes=nodes, shards=shards)
+        self._disks: PoweredCluster | None = None
+        if Power.kind in names:
+            assert isinstance(self.cluster, LocalCluster), "containers have no disks of ours"
+            self._disks = PoweredCluster(self.cluster)
 
     def nemeses(self, names: Sequence[str], dice: random.Random) -> list[Nemesis]:
         """The named faults, ready to be used on this cluster."""
@@ -35,7 +46,11 @@ class Target:
             if name in NETWORK_NEMESES:
                 assert isinstance(self.cluster, NetworkedCluster), f"{name} needs the target netns"
                 made.append(NETWORK_NEMESES[name](self.cluster, dice))
+            elif name == Unplug.kind:
+                assert isinstance(self.cluster, ComposeCluster), f"{name} needs the target compose"
+                made.append(Unplug(self.cluster, dice))
             elif name in MACHINE_NEMESES:
+                assert isinstance(self.cluster, LocalCluster), f"{name} needs processes of ours"
                 made.append(MACHINE_NEMESES[name](self.cluster, dice))
             else:
                 made.append(NEMESES[name](self.cluster, dice))
@@ -57,13 +72,19 @@ class Target:
 
 def refusal(names: Sequence[str], target: str) -> str | None:
     """Why these nemeses cannot run on this target here; None if they can."""
-    known = {**NEMESES, **MACHINE_NEMESES, **NETWORK_NEMESES}
+    known = {**NEMESES, **MACHINE_NEMESES, **NETWORK_NEMESES, Unplug.kind: Unplug}
     unknown = [name for name in names if name not in known]
     if unknown:
         return f"unknown nemesis {', '.join(unknown)}; known: {', '.join(known)}"
     if target == "netns" and (missing := can_make_networks()):
         return f"the target netns {missing}"
+    if target == "compose" and (missing := can_compose()):
+        return f"the target compose {missing}"
     for name in names:
+        if name in MACHINE_NEMESES and target == "compose":
+            return f"{name} is not for containers"
+        if name == Unplug.kind and target != "compose":
+            return f"{name} unplugs containers: use --target compose"
         if name in NETWORK_NEMESES and target != "netns":
             return f"{name} breaks the network: use --target netns"
         if name in _BY_STRACE and (missing := can_inject()):
@@ -80,6 +101,7 @@ def describe() -> str:
         ("on every target", NEMESES),
         ("of the machine (root; strace, loop devices, time namespaces)", MACHINE_NEMESES),
         ("of the network (--target netns)", NETWORK_NEMESES),
+        ("of containers (--target compose)", {Unplug.kind: Unplug}),
     ):
         lines.append(f"{title}:")
         lines += [f"  {name:<13} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]

@@ -58,6 +58,10 @@ class FailDisk(Nemesis):
 
     kind = "fail-disk"
 
+    def __init__(self, cluster: LocalCluster, dice: random.Random) -> None:
+        super().__init__(cluster, dice)
+        self._processes = cluster
+
     def begin(self, now_s: float) -> Fault | None:
         name = self._any()
         if name is None or len(self._whole()) < len(self.cluster.names):
@@ -70,7 +74,7 @@ class FailDisk(Nemesis):
             return None  # it is being traced already, or has just ended
         try:
             fault = self._fault(now_s, name)
-            code = self.cluster.wait_for_exit(name, EXIT_S)
+            code = self._processes.wait_for_exit(name, EXIT_S)
         finally:
             injection.end()
         if code == 0:
@@ -129,11 +133,15 @@ class Clock(Kill):
 
     kind = "clock"
 
+    def __init__(self, cluster: LocalCluster, dice: random.Random) -> None:
+        super().__init__(cluster, dice)
+        self._processes = cluster
+
     def end(self, fault: Fault, now_s: float) -> None:
         (name,) = fault.nodes
         uptime_s = float(Path("/proc/uptime").read_text().split()[0])
         shift_s = int(self.dice.choice([-0.5 * uptime_s, 60, 3_600, 86_400 * 30]))
-        self.cluster.prefix[name] = [
+        self._processes.prefix[name] = [
             "unshare", "--time", f"--boottime={shift_s}", f"--monotonic={shift_s}", "--fork", "--kill-child",
         ]  # fmt: skip
         super().end(fault, now_s)

@@ -6,12 +6,10 @@ packets that were dropped.
 """
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from chaos.targets import LocalCluster
+from chaos.cluster import Cluster
 
 
 @dataclass
@@ -32,7 +30,7 @@ class Nemesis:
     """One kind of fault. `begin` may block and is called on a thread; `end` is called on the main thread,
     must be quick, and must leave the cluster as it was before."""
 
-    cluster: LocalCluster
+    cluster: Cluster
     dice: random.Random
     faults: list[Fault] = field(default_factory=list)
     kind = ""
@@ -68,7 +66,7 @@ class Kill(Nemesis):
 
     kind = "kill"
 
-    def __init__(self, cluster: LocalCluster, dice: random.Random) -> None:
+    def __init__(self, cluster: Cluster, dice: random.Random) -> None:
         super().__init__(cluster, dice)
         self._before: dict[str, int] = {}
 
@@ -129,9 +127,7 @@ class Stop(Kill):
         fault = self._fault(now_s, name)
         code = self.cluster.stop(name)
         if code:
-            raise RuntimeError(
-                f"{name} ended with {code} when asked to stop; see {self.cluster.log_path(name)}"
-            )
+            raise RuntimeError(f"{name} ended with {code} when asked to stop\n{self.cluster.last_words()}")
         return fault
 
 
@@ -153,9 +149,9 @@ class Pause(Nemesis):
     def end(self, fault: Fault, now_s: float) -> None:
         (name,) = fault.nodes
         if self.cluster.is_running(name):
-            state = re.search(r"State:\s+(\S)", Path(f"/proc/{self.cluster.pid(name)}/status").read_text())
-            fault.bites = int(state is not None and state[1] == "T")
-            fault.proof = f"process state {state[1] if state else '?'} for {now_s - fault.begun:.1f} s"
+            proof = self.cluster.stands_still(name)
+            fault.bites = int(bool(proof))
+            fault.proof = f"{proof or 'it ran'} for {now_s - fault.begun:.1f} s"
             self.cluster.resume(name)
         fault.ended = now_s
 
@@ -169,13 +165,13 @@ class PauseLeader(Pause):
         return self._leader()
 
 
-NEMESES: dict[str, Callable[[LocalCluster, random.Random], Nemesis]] = {
+NEMESES: dict[str, Callable[[Cluster, random.Random], Nemesis]] = {
     kind.kind: kind for kind in (Kill, KillLeader, KillAll, Stop, Pause, PauseLeader)
 }
 
 
-def heal(cluster: LocalCluster) -> None:
-    """Start what is down, resume what is paused. Must be called on the main thread (`LocalCluster.start`)."""
+def heal(cluster: Cluster) -> None:
+    """Start what is down, resume what is paused. Must be called on the main thread (`Cluster.start`)."""
     for name in cluster.names:
         if not cluster.is_running(name):
             cluster.start(name)

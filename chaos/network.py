@@ -13,10 +13,10 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from chaos.targets import PROJECT, LocalCluster, TargetError
+from chaos.cluster import TargetError
+from chaos.targets import PROJECT, LocalCluster
 
 CLIENT = "10.77.0.254"
 
@@ -116,11 +116,6 @@ class NetworkedCluster(LocalCluster):
     def close(self) -> None:
         super().close()
         self.network.close()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def can_make_networks() -> str | None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 
 from chaos.callers import Caller
+from chaos.cluster import Cluster
 from chaos.explain import core_of, explanation
 from chaos.history import History, Operation
 from chaos.linearizability import Verdict, Violation, check
 from chaos.nemeses import Fault, Nemesis, heal
-from chaos.targets import LocalCluster
 from chaos.workloads import WORKLOADS
 
 OK, VIOLATION, INCONCLUSIVE = 0, 1, 7
@@ -71,7 +71,7 @@ class Outcome:
 
 
 async def run(
-    cluster: LocalCluster,
+    cluster: Cluster,
     plan: Plan,
     nemeses: Sequence[Nemesis],
     history_path: Path | None,
@@ -88,7 +88,7 @@ async def run(
 class _Run:
     def __init__(
         self,
-        cluster: LocalCluster,
+        cluster: Cluster,
         plan: Plan,
         nemeses: Sequence[Nemesis],
         history: History,

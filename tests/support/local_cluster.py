@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from chaos.targets import LocalCluster, TargetError
+from chaos.cluster import TargetError
+from chaos.targets import LocalCluster
 
 __all__ = ["LocalCluster", "StartCluster", "TargetError", "served_cluster"]
 
