@@ -41,6 +41,13 @@ class Worst(Random):
         return a
 
 
+class Tear(Random):
+    """Every thread is caught between its write and its sync, and about half of the sectors survive."""
+
+    def choice(self, seq: Any) -> Any:
+        return next(each for each in seq if each in (1, 0.5))
+
+
 class Pending:
     """An answer that may come. `response` None although `is_done`: the node was down."""
 
@@ -109,15 +116,10 @@ class Script:
         for name in names:
             self.cluster.kill(name, power_loss=False)
 
-    def cut_power(self, *names: NodeId) -> None:
-        """End processes; nothing stays but what was synced."""
+    def cut_power(self, *names: NodeId, fate: Random | None = None) -> None:
+        """End processes; nothing stays but what was synced, if `fate` is no other."""
         for name in names:
-            self.cluster.kill(name, power_loss=True, fate=Worst())
-
-    def cut_power_by_chance(self, *names: NodeId) -> None:
-        """End processes; of what was not synced anything may stay, in any order."""
-        for name in names:
-            self.cluster.kill(name, power_loss=True)
+            self.cluster.kill(name, power_loss=True, fate=fate or Worst())
 
     def restart(self, *names: NodeId) -> None:
         for name in names:
