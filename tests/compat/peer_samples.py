@@ -36,8 +36,8 @@ PROPOSAL = Proposal(BALLOT, ID, b"hash", (ShardPlan(SHARD, (A, B)),), (Directory
 ADDRESS = peer.NodeAddress(N1, 4, "10.0.0.1:7501", "10.0.0.1:7401")
 
 RAFT = (
-    VoteRequest(A, B, TERM, INDEX, Term(4), True, False, 90_000),
-    VoteReply(A, B, TERM, True, False, 90_000),
+    VoteRequest(A, B, TERM, INDEX, Term(4), True, False, 90_000, LogIndex(298), Term(4)),
+    VoteReply(A, B, TERM, True, False, 90_000, LogIndex(298), Term(4)),
     AppendRequest(A, B, TERM, INDEX, Term(4), LogIndex(299), 12, (ENTRY,)),
     AppendReply(A, B, TERM, INDEX, True, LogIndex(250), Term(3), 12),
     Heartbeat(A, B, TERM, INDEX, 13),
