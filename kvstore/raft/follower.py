@@ -171,7 +171,9 @@ def install(core: Core, meta: SnapshotMeta) -> bool:
         core.commit_to(meta.index)
         acknowledge_to_leader(core, meta.index)
         return False
-    if core.role is not Role.FOLLOWER:
+    if meta.term > core.term:
+        core.become_follower(meta.term, None)  # made after its sender had moved on
+    elif core.role is not Role.FOLLOWER:
         core.become_follower(core.term, None)
     core.log.reset(meta.index, meta.term, core.commit)
     core.commit = core.emitted = meta.index

@@ -246,6 +246,16 @@ def test_installation_of_what_is_committed_or_matches_is_refused() -> None:
     assert (core.commit, core.first_index, core.last_index) == (3, 1, 3)
 
 
+def test_snapshot_of_a_later_term_brings_its_term() -> None:
+    core = make_core(1)
+    core.step(offer(4, 1))
+    assert core.install(meta(9, 3))
+    assert (core.term, core.leader) == (3, None)
+    [ready] = work(core)
+    assert ready.hard_state is not None
+    assert (ready.hard_state.term, ready.hard_state.commit) == (3, 9)
+
+
 def test_replica_that_is_installing_does_not_campaign() -> None:
     core = make_core(1)
     core.install(meta(9, 3))
