@@ -83,7 +83,8 @@ class Keeper:
                 self.flush(replica)
             else:
                 self.cut(replica)
-        if is_log_long:
+        if self._wal.segment_count > 1:
+            # Also tells the log which entries nobody needs, so that a restart does not load them.
             self.reclaim()
         self._watch_disk()
         self._host.runtime.call_later(self._settings.interval_s, self._round)
