@@ -149,7 +149,9 @@ class _Run:
     async def _break_things(self) -> None:
         plan, end = self._plan, _now() + self._plan.faults_s
         bag: list[Nemesis] = []
-        while (now := _now()) < end and self._nemeses:
+        while self._nemeses and (
+            (now := _now()) < end or (self._is_one_left() and now < end + plan.faults_s)
+        ):
             # Out of a bag, so that every kind has its turn before any has its second.
             if not bag:
                 bag = self._dice.sample(self._nemeses, len(self._nemeses))
@@ -161,11 +163,14 @@ class _Run:
                     begun.append((nemesis, fault))
                     self._say(f"{fault.kind} of {', '.join(fault.nodes)}")
                     await asyncio.sleep(self._dice.uniform(0, 0.5))
-            await asyncio.sleep(min(self._dice.uniform(*plan.fault_s), max(0.5, end - now)))
+            await asyncio.sleep(self._dice.uniform(*plan.fault_s))
             self._dice.shuffle(begun)
             for nemesis, fault in begun:
                 nemesis.end(fault, _now())
-            await asyncio.sleep(min(self._dice.uniform(*plan.pause_s), max(0.0, end - _now())))
+            await asyncio.sleep(self._dice.uniform(*plan.pause_s))
+
+    def _is_one_left(self) -> bool:
+        return not all(nemesis.faults for nemesis in self._nemeses)
 
     async def _read_everything(self) -> None:
         begun, reads = _now(), self._workload.final_reads()
