@@ -3,7 +3,7 @@
 A host feeds a core with messages, ticks, proposals and completed syncs, and carries out the `Ready` it
 gives back. Reading order:
 
-    messages.py     what enters and leaves: entries, one struct per message, and Ready with its durability order
+    messages.py     what enters and leaves: entries, peer messages, and Ready with its durability order
     core.py         the state of one replica, its inputs, and the changes of role
     follower.py     what a replica does with a leader's messages; installing a snapshot
     candidate.py    elections: asking, voting, and when a vote must be refused

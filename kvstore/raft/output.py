@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 def has_ready(core: Core) -> bool:
     log = core.log
+    if log.unapplied_configurations and (_has_unwritten_change(core) or core.emitted < _committed_upto(core)):
+        return True
     return bool(
         core.flush_wanted
         or log.last_index != log.taken
-        or core.emitted < _committed_upto(core)
+        or (core.emitted < core.commit and core.emitted < log.synced and not log.unapplied_configurations)
         or core.messages_now
         or core.messages_after_sync
         or core.reads_ready
@@ -33,7 +35,6 @@ def has_ready(core: Core) -> bool:
         or core.term != core.written.term
         or core.vote != core.written.vote
         or log.pending_truncate is not None
-        or _has_unwritten_change(core)
     )
 
 
