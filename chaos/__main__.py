@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--fault", type=_span, default=(1.0, 6.0), metavar="A-B", help="seconds a fault lasts")
     runs.add_argument("--pause", type=_span, default=(1.0, 4.0), metavar="A-B", help="seconds between faults")
     runs.add_argument("--at-once", type=int, default=2, help="faults at the same time, at most")
+    runs.add_argument("--mutant", default="", help="plant a known bug (chaos/mutants): the run must find it")
     runs.add_argument("--directory", type=Path, default=None, help="for data, logs, history and report.html")
     commands.add_parser("list", help="show every nemesis, what it does and what it needs")
     checks = commands.add_parser("check", help="judge a history that an earlier run wrote")
@@ -86,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
     directory = options.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {seed}, everything in {directory}", flush=True)
     outcome: Outcome | None = None
-    with Target(options.target, directory, names, nodes=options.nodes, shards=options.shards) as target:
+    with Target(options.target, directory, names, options.nodes, options.shards, options.mutant) as target:
         try:
             target.cluster.start()
             target.cluster.wait_until_served(60)

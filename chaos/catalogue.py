@@ -14,7 +14,7 @@ from chaos.machine_faults import MACHINE_NEMESES, Power, PoweredCluster
 from chaos.nemeses import NEMESES, Nemesis
 from chaos.network import NetworkedCluster, can_make_networks
 from chaos.network_faults import NETWORK_NEMESES
-from chaos.targets import LocalCluster
+from chaos.targets import LocalCluster, plant
 
 TARGETS = ("local", "netns", "compose")
 """local: processes on loopback. netns: processes in namespaces, joined by a switch that can be broken.
@@ -26,14 +26,18 @@ _BY_STRACE = ("slow-disk", "fail-disk")
 class Target:
     """The cluster of a run, with the disks that its nemeses need. Use as a context manager."""
 
-    def __init__(self, kind: str, directory: Path, names: Sequence[str], nodes: int, shards: int) -> None:
+    def __init__(
+        self, kind: str, directory: Path, names: Sequence[str], nodes: int, shards: int, mutant: str = ""
+    ) -> None:
         self.cluster: Cluster
         if kind == "compose":
-            self.cluster = ComposeCluster(directory, nodes=nodes, shards=shards)
+            self.cluster = ComposeCluster(directory, nodes, shards, mutant)
         elif kind == "netns":
             self.cluster = NetworkedCluster(directory, nodes=nodes, shards=shards)
         else:
             self.cluster = LocalCluster(directory, nodes=nodes, shards=shards)
+        if mutant and isinstance(self.cluster, LocalCluster):
+            plant(self.cluster, mutant)
         self._disks: PoweredCluster | None = None
         if Power.kind in names:
             assert isinstance(self.cluster, LocalCluster), "containers have no disks of ours"

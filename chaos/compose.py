@@ -12,9 +12,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from chaos.cluster import Cluster, TargetError
 from chaos.nemeses import Fault, Nemesis
-from chaos.targets import PROJECT, free_ports
+from chaos.targets import MUTANTS, PROJECT, free_ports
 
 NAMES = ["n1", "n2", "n3"]
 NAME = "kvstore-chaos"
@@ -23,7 +25,7 @@ NAME = "kvstore-chaos"
 class ComposeCluster(Cluster):
     """Three containers. `start` without names brings everything up."""
 
-    def __init__(self, directory: Path, nodes: int = 3, shards: int = 16) -> None:
+    def __init__(self, directory: Path, nodes: int = 3, shards: int = 16, mutant: str = "") -> None:
         if nodes != len(NAMES):
             raise TargetError(f"docker-compose.yml has {len(NAMES)} nodes")
         ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
@@ -32,9 +34,21 @@ class ComposeCluster(Cluster):
         directory.mkdir(parents=True, exist_ok=True)
         published = {f"KVSTORE_{name.upper()}_PORT": str(port) for name, port in ports.items()}
         self._environment = {**os.environ, **published}
+        self._files = ["--file", str(PROJECT / "docker-compose.yml")]
+        if mutant:
+            self._files += ["--file", str(self._write_mutant(mutant))]
         self._compose("down", "--volumes", "--remove-orphans")
         self._compose("up", "--no-start")
         self.containers = {name: self._compose("ps", "--all", "--quiet", name).strip() for name in NAMES}
+
+    def _write_mutant(self, mutant: str) -> Path:
+        own = {
+            "environment": {"KVSTORE_MUTANT": mutant, "PYTHONPATH": "/mutants"},
+            "volumes": [f"{MUTANTS}:/mutants:ro"],
+        }
+        path = self.directory / "mutant.yml"
+        path.write_text(yaml.safe_dump({"services": dict.fromkeys(NAMES, own)}))
+        return path
 
     def close(self) -> None:
         for name in self.paused:
@@ -89,7 +103,7 @@ class ComposeCluster(Cluster):
         return state
 
     def _compose(self, *arguments: str) -> str:
-        return _run([*compose_command(), "--project-name", NAME, *arguments], self._environment)
+        return _run([*compose_command(), *self._files, "--project-name", NAME, *arguments], self._environment)
 
 
 class Unplug(Nemesis):

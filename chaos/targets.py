@@ -29,6 +29,8 @@ finds its port free when it comes back."""
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+MUTANTS = Path(__file__).resolve().parent / "mutants"
+
 Settings = Mapping[str, Any]
 
 
@@ -55,6 +57,7 @@ class LocalCluster(Cluster):
         super().__init__(directory, names, client, shards)
         self.peer = {name: f"{addresses[i]}:{ports[2 * i + 1]}" for i, name in enumerate(names)}
         self.environment = dict(environment or {})
+        self.python_path = [PROJECT]
         self.node_environment: dict[str, dict[str, str]] = {name: {} for name in self.names}
         self.prefix: dict[str, list[str]] = {name: [] for name in self.names}
         self.enter_command: dict[str, list[str]] = {name: [] for name in self.names}
@@ -113,7 +116,7 @@ class LocalCluster(Cluster):
         return [*self.prefix[name], *self.enter_command[name], *own, "--data", str(self.data[name])]
 
     def _variables(self, name: str) -> dict[str, str]:
-        paths = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
+        paths = [*map(str, self.python_path), os.environ.get("PYTHONPATH", "")]
         own = {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
         return {**os.environ, **own, **self.environment, **self.node_environment[name]}
 
@@ -197,6 +200,12 @@ class LocalCluster(Cluster):
     def log(self, name: str) -> str:
         path = self.log_path(name)
         return path.read_text(errors="replace") if path.exists() else ""
+
+
+def plant(cluster: LocalCluster, mutant: str) -> None:
+    """Give every node that starts from now on a known bug (`chaos/mutants`)."""
+    cluster.environment["KVSTORE_MUTANT"] = mutant
+    cluster.python_path = [PROJECT, MUTANTS]
 
 
 def free_ports(count: int) -> list[int]:

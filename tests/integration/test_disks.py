@@ -11,6 +11,7 @@ import pytest
 from chaos.disks import LoopDisk, can_mount
 from chaos.exchange import Connection, Lost, NotSent
 from chaos.injection import Injection, can_inject
+from chaos.targets import plant
 from tests.support.busy_cluster import busy
 from tests.support.local_cluster import LocalCluster, served_cluster
 
@@ -20,12 +21,6 @@ LEFT_BYTES = 24 << 20
 
 needs_disks = pytest.mark.skipif(can_mount() is not None, reason=can_mount() or "")
 needs_strace = pytest.mark.skipif(can_inject() is not None, reason=can_inject() or "")
-
-FORGETFUL = """
-import os
-os.fsync = os.fdatasync = lambda descriptor: None
-"""
-"""A start-up module of Python that makes syncs do nothing: a store that acknowledges too early."""
 
 
 class Disks:
@@ -89,17 +84,16 @@ async def test_acknowledged_writes_survive_a_power_cut_of_all_nodes(disks: Disks
 
 @needs_disks
 @pytest.mark.timeout(180)
-async def test_a_store_that_forgets_to_sync_is_caught_by_the_power_cut(disks: Disks, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FORGETFUL)
+async def test_a_store_that_forgets_to_sync_is_caught_by_the_power_cut(disks: Disks) -> None:
     cluster = disks.cluster
-    cluster.environment["PYTHONPATH"] = f"{Path.cwd()}:{tmp_path}"
+    plant(cluster, "syncs-do-nothing")
     cluster.start()
     await asyncio.to_thread(cluster.wait_until_served, 60)
     disks.sync()
     async with busy(cluster, clients=16) as load:
         await load.acknowledge(1_000)
         await asyncio.to_thread(disks.cut_power_of_all)
-        cluster.environment["PYTHONPATH"] = str(Path.cwd())
+        cluster.environment.clear()
         cluster.start()
         await asyncio.to_thread(cluster.wait_until_served, 60)
         await load.acknowledge(200)

@@ -24,7 +24,7 @@ async def kill_the_leader(load: BusyCluster) -> float:
     load.cluster.kill(node)
     seconds = await load.seconds_until_written(shard)
     load.cluster.start(node)
-    await asyncio.to_thread(load.cluster.wait_until_served, 30)
+    await asyncio.to_thread(load.cluster.wait_until_served, 90)
     return seconds
 
 
@@ -33,7 +33,7 @@ async def kill_everything(load: BusyCluster) -> float:
     for name in load.cluster.names:
         load.cluster.kill(name)
     load.cluster.start()
-    return await asyncio.to_thread(load.cluster.wait_until_served, 30)
+    return await asyncio.to_thread(load.cluster.wait_until_served, 90)
 
 
 async def freeze_the_leader(load: BusyCluster) -> float:
@@ -43,7 +43,7 @@ async def freeze_the_leader(load: BusyCluster) -> float:
     seconds = await load.seconds_until_written(shard)
     await asyncio.sleep(2.0)
     load.cluster.resume(node)
-    await asyncio.to_thread(load.cluster.wait_until_served, 30)
+    await asyncio.to_thread(load.cluster.wait_until_served, 90)
     return seconds
 
 

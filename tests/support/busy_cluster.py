@@ -65,7 +65,7 @@ class BusyCluster:
         for caller in self.callers:
             caller.close()
 
-    async def acknowledge(self, count: int, within_s: float = 60.0) -> None:
+    async def acknowledge(self, count: int, within_s: float = 120.0) -> None:
         """Wait until `count` more writes have been acknowledged."""
         target = self.acknowledged + count
         async with asyncio.timeout(within_s):
@@ -79,7 +79,7 @@ class BusyCluster:
         ((node, _),) = led.most_common(1)
         return node, min(shard for shard, leader in leaders.items() if leader == node)
 
-    async def seconds_until_written(self, shard: int, within_s: float = 20.0) -> float:
+    async def seconds_until_written(self, shard: int, within_s: float = 60.0) -> float:
         """How long it takes from now until some node accepts a write to `shard`."""
         key = self._shard_keys[shard]
         begun = asyncio.get_running_loop().time()

@@ -1,0 +1,70 @@
+"""Known bugs, switched on by KVSTORE_MUTANT in a node that finds this directory on its PYTHONPATH.
+
+A chaos run that finds nothing proves something only if the same run finds these. Python loads this module by
+its name when the process starts; without the variable it does nothing.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+
+def reads_without_quorum() -> None:
+    """A leader serves reads at its commit index without asking whether it still leads (thesis 6.4)."""
+    from kvstore.raft.core import Core
+
+    def read(core: Any, context: int) -> None:
+        if core.is_leader:
+            core.reads_ready.append((context, core.commit))
+            core.flush_wanted = True
+        else:
+            core.reads_lost.append(context)
+
+    setattr(Core, "read", read)  # noqa: B010 - a plain assignment needs an ignore
+
+
+def acknowledged_by_one() -> None:
+    """A leader commits what its own disk holds, without counting a quorum (Raft 5.3)."""
+    from kvstore.raft import leader
+
+    def advance_commit(core: Any) -> None:
+        index, commit = core.own_progress.match, core.commit
+        if index <= commit or index < core.term_start:
+            return
+        for entry in core.log.between(commit, index):
+            core.uncommitted_bytes -= len(entry.payload)
+        core.commit_to(index)
+        core.settled_round = core.round
+        core.flush_wanted = True
+
+    leader.advance_commit = advance_commit
+
+
+def retries_run_again() -> None:
+    """A repeated write is executed again instead of being answered from its record."""
+    from kvstore.store import sessions
+
+    def resume(self: Any, draft: Any, command: list[Any], session: Any, is_stale: bool) -> Any:
+        return sessions.CommandResult(False, sessions.apply_ops(draft, command[1:]))
+
+    sessions.Sessions._resume = resume  # type: ignore[method-assign]
+
+
+def syncs_do_nothing() -> None:
+    """What is acknowledged is in the memory of the machine only."""
+
+    def sync(fd: Any) -> None:
+        return None
+
+    os.fsync = os.fdatasync = sync
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    "reads-without-quorum": reads_without_quorum,
+    "acknowledged-by-one": acknowledged_by_one,
+    "retries-run-again": retries_run_again,
+    "syncs-do-nothing": syncs_do_nothing,
+}
+
+if name := os.environ.get("KVSTORE_MUTANT"):
+    MUTANTS[name]()
