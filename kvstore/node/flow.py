@@ -91,7 +91,7 @@ def gather(promises: Iterable[Promise[T]]) -> Promise[list[T]]:
         open_count -= 1
         if promise.error is not None:
             outcome.fail(promise.error)
-        elif open_count == 0:
+        elif open_count == 0 and not outcome.is_done:
             outcome.resolve([each.result() for each in waiting])
 
     if not waiting:
