@@ -1,11 +1,20 @@
 import pytest
 
+from kvstore.raft import Change
 from kvstore.raft.membership import encode
-from kvstore.raft.messages import CONFIGURATION, Configuration, Entry, VoteReply, VoteRequest
+from kvstore.raft.messages import (
+    CONFIGURATION,
+    AppendRequest,
+    Configuration,
+    Entry,
+    HardState,
+    VoteReply,
+    VoteRequest,
+)
 from kvstore.raft.role import Role
 from kvstore.types import LogIndex, Term
 from tests.support.raft_core import ask_vote, beat, campaign, make_core, make_leader, meta, only, sent, work
-from tests.support.raft_group import rid, voters
+from tests.support.raft_group import Group, rid, voters
 
 
 def vote(
@@ -320,3 +329,57 @@ def test_candidate_that_installs_a_snapshot_stops_asking() -> None:
     campaign(core)
     assert core.install(meta(5, 1))
     assert core.role is Role.FOLLOWER
+
+
+# --- what votes carry
+
+
+def test_candidate_learns_from_a_refusal_that_another_configuration_decides() -> None:
+    stored = [Entry(LogIndex(1), Term(1), 0, b"x"), _change(2)]
+    core = make_core(stored=stored, commit=1)
+    campaign(core)
+    core.step(
+        VoteReply(
+            source=rid(2), target=rid(1), term=Term(1), is_granted=False, is_pre_vote=True,
+            commit=LogIndex(2), commit_term=Term(1),
+        )
+    )  # fmt: skip
+    assert (core.commit, core.role) == (2, Role.FOLLOWER)
+    work(core)
+    assert campaign(core) != []
+
+
+def test_commit_in_a_vote_counts_only_where_the_entry_is_held() -> None:
+    core = make_core(1, 1)
+    core.step(ask_vote(5, (9, 4), commit=LogIndex(2), commit_term=Term(3)))
+    core.step(ask_vote(5, (9, 4), commit=LogIndex(9), commit_term=Term(4)))
+    assert core.commit == 0
+    core.step(ask_vote(5, (9, 4), commit=LogIndex(2), commit_term=Term(1)))
+    assert core.commit == 2
+
+
+def test_only_voter_of_a_new_configuration_finds_out_that_it_is_in_force() -> None:
+    # n1 alone stays a voter. It commits the change and crashes before it has written that; n2 and n3 are
+    # learners by now, hold more entries and so refuse it in the old configuration, but may not lead.
+    group = Group(voters(1, 2, 3))
+    group.elect(1)
+    group.core(1).propose_configuration(Change(learners=(rid(2), rid(3))))
+    group.pump()
+    joint = 2
+    group[1].disk.machine = type(group[1].machine)(LogIndex(1), Term(1), voters(1, 2, 3))
+    group[1].disk.hard_state = HardState(Term(1), rid(1), LogIndex(joint))
+    for number in (2, 3):
+        entry = Entry(LogIndex(4), Term(1), 0, b"more")
+        group.core(number).step(
+            AppendRequest(
+                source=rid(1), target=rid(number), term=Term(1), prev_index=LogIndex(3), prev_term=Term(1),
+                commit=LogIndex(3), round=9, entries=(entry,),
+            )
+        )  # fmt: skip
+    group.pump(lambda _message: False)
+    group.crash(1)
+    group.restart(1)
+    assert (group.core(1).last_index, group.core(1).commit) == (3, joint)
+    group.tick(60)
+    assert group.core(1).is_leader
+    assert group.core(1).configuration == voters(1, learners=[2, 3])

@@ -133,6 +133,26 @@ def test_applied_beyond_what_was_given_is_the_hosts_mistake() -> None:
         core.applied(LogIndex(2))
 
 
+def test_change_of_members_is_applied_only_once_its_commit_is_on_disk() -> None:
+    core = settled_leader()
+    core.propose_configuration(Change(learners=(rid(4),)))
+    work(core)
+    accept(core, 2)
+    assert core.commit == 2
+    ready = core.take_ready()
+    assert (ready.committed, ready.hard_state) == ((), HardState(Term(1), rid(1), LogIndex(2)))
+    assert not core.has_ready()
+    core.persisted(ready.number)
+    assert [entry.index for entry in core.take_ready().committed] == [2]
+
+
+def test_applied_index_never_goes_back() -> None:
+    core = make_core(1, 1, commit=2)
+    work(core)
+    core.applied(LogIndex(1))
+    assert core.applied_index == 2
+
+
 # --- time
 
 

@@ -271,6 +271,19 @@ def test_quiet_leader_still_checks_its_quorum() -> None:
     assert core.role is Role.FOLLOWER
 
 
+def test_leader_is_not_quiet_while_anything_is_open() -> None:
+    core = settled_leader()
+    core.tick()
+    work(core)
+    alive(core, 2)
+    alive(core, 3)
+    assert core.can_be_quiet()
+    core.transfer_leadership(rid(2))
+    work(core)
+    assert not core.can_be_quiet()
+    assert not make_core(1).can_be_quiet()
+
+
 # --- handing over
 
 
@@ -314,6 +327,18 @@ def test_transfer_goes_to_voters_only() -> None:
     assert core.transfer_target is None
     with pytest.raises(NotLeader):
         make_core(1).transfer_leadership(rid(2))
+
+
+def test_transfer_to_a_voter_that_is_removed_meanwhile_is_given_up() -> None:
+    core = settled_leader()
+    core.propose_configuration(Change(removed=(rid(3),)))
+    core.transfer_leadership(rid(3))
+    for _ in range(2):
+        work(core)
+        accept(core, 2)
+        accept(core, 3)
+    work(core)
+    assert core.transfer_target is None
 
 
 def test_removed_leader_hands_over_to_the_longest_log() -> None:

@@ -172,7 +172,7 @@ def test_read_below_the_cut_is_our_own_mistake() -> None:
 
 
 @given(st.lists(st.integers(1, 5), max_size=12).map(sorted), st.integers(0, 14), st.integers(0, 6))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_term_skip_finds_the_last_entry_of_at_most_that_term(terms: list[int], index: int, term: int) -> None:
     log = log_of(*terms)
     expected = max(

@@ -88,7 +88,7 @@ _subset = st.sets(st.integers(1, 6), max_size=6)
 
 
 @given(st.sets(st.integers(1, 6), min_size=1), _subset, _subset, _subset, _subset, _subset)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_quorums_of_successive_configurations_always_meet(
     start: set[int],
     promoted: set[int],

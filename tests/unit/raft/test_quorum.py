@@ -27,7 +27,7 @@ def test_majority_is_more_than_half(count: int, needed: int) -> None:
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=9))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_agreed_is_the_highest_number_that_a_majority_has_reached(values: list[int]) -> None:
     expected = max(
         number for number in range(21) if sum(value >= number for value in values) >= majority(len(values))
@@ -71,7 +71,7 @@ def _brute_outcome(voters: list[int], votes: dict[int, bool]) -> Outcome:
     st.lists(st.integers(1, 6), max_size=5, unique=True),
     st.dictionaries(st.integers(1, 7), st.booleans()),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_vote_is_decided_when_no_missing_vote_can_change_it(
     voters: list[int], outgoing: list[int], votes: dict[int, bool]
 ) -> None:

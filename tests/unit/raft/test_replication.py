@@ -187,6 +187,20 @@ def test_no_snapshot_for_a_peer_that_is_not_there() -> None:
     assert [ready.snapshots_wanted for ready in work(core)] == [(rid(3),)]
 
 
+def test_silent_peer_that_the_cut_has_overtaken_is_probed_not_sent_a_snapshot() -> None:
+    core = settled_leader()
+    core.propose([b"a"])
+    work(core)
+    accept(core, 2)
+    work(core)
+    core.compact(LogIndex(2))
+    peer = core.progress[rid(3)]
+    peer.next, peer.is_active, peer.is_poked = 2, False, True
+    core.flush_wanted = True
+    assert [ready.snapshots_wanted for ready in work(core)] == [()]
+    assert peer.state is ProgressState.PROBE
+
+
 def test_silent_peer_loses_its_snapshot_and_is_probed_at_the_cut() -> None:
     core = lagging_leader()
     work(core)
