@@ -182,9 +182,7 @@ class Host:
         else:
             self._transport.send(node, lane, frame)
 
-    def _post_raft(
-        self, replica: Replica, messages: tuple[Message, ...], *, is_first: bool = False
-    ) -> None:
+    def _post_raft(self, replica: Replica, messages: tuple[Message, ...], *, is_first: bool = False) -> None:
         by_link: dict[tuple[NodeId, Lane], list[Message]] = {}
         for message in messages:
             lane = Lane.CONTROL

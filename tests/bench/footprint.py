@@ -28,14 +28,16 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=64)
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.directory) as place:
-        with LocalCluster(Path(place), shards=options.shards) as cluster:
-            cluster.start()
-            cluster.wait_until_served(60)
-            probes = _probe_keys(options.shards)
-            _load(cluster, options.keys, probes)
-            _report_idle(cluster)
-            _report_restart(cluster, probes)
+    with (
+        tempfile.TemporaryDirectory(dir=options.directory) as place,
+        LocalCluster(Path(place), shards=options.shards) as cluster,
+    ):
+        cluster.start()
+        cluster.wait_until_served(60)
+        probes = _probe_keys(options.shards)
+        _load(cluster, options.keys, probes)
+        _report_idle(cluster)
+        _report_restart(cluster, probes)
 
 
 def _probe_keys(shards: int) -> list[str]:
