@@ -47,6 +47,15 @@ def campaign(core: Core, *, is_transfer: bool) -> None:
     _judge(core)
 
 
+def campaign_as_asked(core: Core) -> None:
+    """Follow a hand-over that came before this replica could, unless the leader has given it up since."""
+    asked_tick = core.asked_to_lead_tick
+    if asked_tick is None or core.ticks - asked_tick >= core.settings.election_ticks_min:
+        core.asked_to_lead_tick = None
+    elif may_campaign(core):
+        campaign(core, is_transfer=True)
+
+
 def _ask(core: Core, term: Term, *, is_pre_vote: bool, is_transfer: bool) -> None:
     configuration = core.configuration
     for voter in sorted({*configuration.voters, *configuration.outgoing}):

@@ -65,7 +65,7 @@ class Core:
         "emitted",
         "flush_wanted",
         "heartbeat_elapsed",
-        "is_asked_to_lead",
+        "asked_to_lead_tick",
         "is_beat_due",
         "is_leader",
         "leader",
@@ -167,8 +167,8 @@ class Core:
 
     def _start_leader_state(self) -> None:
         self.votes: dict[ReplicaId, bool] = {}
-        self.is_asked_to_lead = False
-        """The leader of this term handed over, but this replica could not campaign yet."""
+        self.asked_to_lead_tick: int | None = None
+        """When the leader of this term handed over to this replica, which could not campaign yet."""
         self.progress: dict[ReplicaId, Progress] = {}
         """Leader: what it knows of each member, itself included. Else empty."""
         self.own_progress = Progress(self.me, 1)
@@ -363,8 +363,8 @@ class Core:
             self._adopt(membership.decode(self.log.entry(changes.popleft()).payload))
         if self.is_leader and self.configuration.outgoing:
             leader.leave_joint_if_due(self)
-        elif self.is_asked_to_lead and candidate.may_campaign(self):
-            candidate.campaign(self, is_transfer=True)
+        elif self.asked_to_lead_tick is not None:
+            candidate.campaign_as_asked(self)
 
     def compact(self, index: LogIndex) -> None:
         """Drop the log up to `index`, at most up to what is applied."""
@@ -442,7 +442,7 @@ class Core:
         if term > self.term:
             self.term = term
             self.vote = None
-            self.is_asked_to_lead = False
+            self.asked_to_lead_tick = None
             # Promises of the older term that were never given: the truths they tell are void by now.
             self.messages_after_sync.clear()
         if self.is_leader:
@@ -478,7 +478,7 @@ class Core:
         assert not self.is_leader, "a leader does not campaign"
         self.term = Term(self.term + 1)
         self.vote = self.me
-        self.is_asked_to_lead = False
+        self.asked_to_lead_tick = None
         self.leader = None
         self.offered = None
         self.votes = {}

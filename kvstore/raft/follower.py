@@ -202,11 +202,10 @@ def acknowledge_to_leader(core: Core, index: LogIndex) -> None:
 
 def on_timeout_now(core: Core, message: TimeoutNow) -> None:
     """The leader hands over: campaign at once, without a pre-vote, which its living voters would refuse."""
-    if candidate.may_campaign(core):
-        candidate.campaign(core, is_transfer=True)
-    else:
-        # Often only because a committed change of members is not applied yet, say the leader's own removal.
-        core.is_asked_to_lead = not core.is_fresh and not core.is_leader
+    if not core.is_fresh and not core.is_leader:
+        # What forbids it often is only that a committed change is not applied yet, say the leader's removal.
+        core.asked_to_lead_tick = core.ticks
+        candidate.campaign_as_asked(core)
 
 
 HANDLERS: dict[type, Callable[[Any, Any], None]] = {

@@ -194,6 +194,19 @@ def test_hand_over_that_came_before_a_change_was_applied_is_followed_after_it() 
     assert (follower.role, follower.term) == (Role.CANDIDATE, 2)
 
 
+def test_hand_over_that_was_given_up_is_not_followed_later() -> None:
+    core = settled_leader()
+    core.propose_configuration(Change(removed=(rid(1),)))
+    follower = make_core(stored=core.log.between(0, 2), commit=2, term=1)
+    follower.take_ready()
+    follower.step(TimeoutNow(source=rid(2), target=rid(1), term=Term(1)))
+    for _ in range(QUICK.election_ticks_min):
+        follower.step(beat(1))
+        follower.tick()
+    follower.applied(LogIndex(2))
+    assert follower.role is Role.FOLLOWER
+
+
 # --- cutting the log
 
 
