@@ -96,6 +96,14 @@ class Cluster:
         with urllib.request.urlopen(self.url(name, target), timeout=timeout_s) as reply:
             return json.load(reply)
 
+    def is_serving(self, name: str) -> bool:
+        """Whether the node answers at all."""
+        try:
+            self.get(name, "/livez")
+        except OSError:
+            return False
+        return True
+
     def metrics(self, name: str) -> dict[str, float]:
         """The node's Prometheus metrics, summed over their labels."""
         with urllib.request.urlopen(self.url(name, "/metrics"), timeout=2.0) as reply:

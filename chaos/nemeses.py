@@ -121,8 +121,8 @@ class Stop(Kill):
 
     def begin(self, now_s: float) -> Fault | None:
         name = self._any()
-        if name is None:
-            return None
+        if name is None or not self.cluster.is_serving(name):
+            return None  # a process that has not even begun to run knows nothing of clean ends
         self._before[name] = self.cluster.pid(name)
         fault = self._fault(now_s, name)
         code = self.cluster.stop(name)

@@ -22,6 +22,7 @@ from chaos.nemeses import Fault, Nemesis, heal
 from chaos.workloads import WORKLOADS
 
 OK, VIOLATION, INCONCLUSIVE = 0, 1, 7
+EXPLAINED_MAX = 5
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,10 +203,13 @@ class _Run:
 
 def judge(outcome: Outcome) -> None:
     """Fill in what is wrong, and what keeps the run from proving anything."""
-    for violation in outcome.verdict.violations:
+    violations = outcome.verdict.violations
+    for violation in violations[:EXPLAINED_MAX]:
         core = core_of(violation)
         outcome.explained.append((violation, core))
         outcome.wrong.append(f"keys {', '.join(violation.keys)}: not linearizable\n{explanation(core)}")
+    if len(violations) > EXPLAINED_MAX:
+        outcome.wrong.append(f"{len(violations)} groups of keys in all are not linearizable")
     for answer, count in outcome.unexpected.items():
         outcome.wrong.append(f"{count} answers that no client may get: {answer}")
     for keys in outcome.verdict.undecided:

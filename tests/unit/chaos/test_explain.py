@@ -41,3 +41,22 @@ def test_operations_are_described_in_one_line() -> None:
     assert describe(Operation(0, "incr", "n", {"by": 2}, 0, None)) == "incr n by 2 -> unknown"
     read = Operation(0, "get", "k", None, 0, 1, "ok", {"value": "v", "revision": 7})
     assert describe(read) == "get k -> value=v revision=7"
+
+
+def test_an_increment_applied_twice_is_explained_by_its_neighbours() -> None:
+    values = [1, 2, 3, 5, 6]
+    history = [
+        Operation(
+            number,
+            "incr",
+            "n",
+            {"by": 1},
+            number,
+            number + 0.5,
+            "ok",
+            {"value": value, "revision": number + 1},
+        )
+        for number, value in enumerate(values)
+    ]
+    (violation,) = check(history).violations
+    assert core_of(violation) == history[2:4]
