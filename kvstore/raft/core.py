@@ -137,7 +137,7 @@ class Core:
         self._start_outbox()
         if observe is not None:
             is_new = self.term == 0 and self.log.last_index == 0
-            self.trace("init" if is_new else "restart")
+            self.trace("init" if is_new else "restart", log=self.log.term_runs())
 
     def _restore(self, restored: Restored) -> None:
         hard_state = restored.hard_state
@@ -421,13 +421,9 @@ class Core:
     # --- for the role modules
 
     def send_now(self, message: Message) -> None:
-        if self.observe is not None:
-            self.trace("send", message=message)
         self.messages_now.append(message)
 
     def send_after_sync(self, message: Message) -> None:
-        if self.observe is not None:
-            self.trace("send", message=message)
         self.messages_after_sync.append(message)
 
     def commit_to(self, index: LogIndex) -> None:
@@ -526,10 +522,16 @@ class Core:
         if self.observe is not None:
             self.trace("append", entries=entries)
 
+    def trace_send(self, message: Message) -> None:
+        """The host hands `message` to the network now. Until then it may still be withdrawn or die unsent."""
+        if self.observe is not None:
+            self.trace("send", message=message)
+
     def trace(self, event: str, **more: Any) -> None:
         """Tell the observer of an event, with the state after it; `more` is the message or entries."""
         assert self.observe is not None
-        fields = {
+        fields: dict[str, Any] = {
+            "replica": self.me,
             "term": self.term,
             "vote": self.vote,
             "commit": self.commit,

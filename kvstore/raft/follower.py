@@ -178,6 +178,8 @@ def install(core: Core, meta: SnapshotMeta) -> bool:
     core.log.reset(meta.index, meta.term, core.commit)
     core.commit = core.emitted = meta.index
     core.pending_install = meta
+    if core.observe is not None:
+        core.trace("install_snapshot", snapshot=meta)
     acknowledge_to_leader(core, meta.index)
     return True
 

@@ -266,6 +266,16 @@ class RaftLog:
         self.bytes_held -= sum(map(entry_bytes, self._entries[low:high]))
         del self._entries[low:high]
 
+    def term_runs(self) -> list[tuple[LogIndex, Term]]:
+        """Describe the log: its base, then the first index of each run of entries of one term."""
+        runs = [(self.base_index, self.base_term)]
+        last_term = None
+        for entry in self._entries:
+            if entry.term != last_term:
+                last_term = entry.term
+                runs.append((entry.index, last_term))
+        return runs
+
     # --- durability
 
     def take(self) -> tuple[Entry, ...]:

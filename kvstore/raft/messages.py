@@ -184,7 +184,8 @@ class Ready(msgspec.Struct, frozen=True):
     installed: SnapshotMeta | None
     """A snapshot that `Core.install` accepted: the log now starts after it."""
     truncate_after: LogIndex | None
-    """Stored entries above this index conflict and are void; written before `entries`."""
+    """Stored entries above this index conflict and are void here; written before `entries`. Another replica
+    may keep and commit them: what became of a proposal is known once its index is applied."""
     entries: tuple[Entry, ...]
     messages_now: tuple[Message, ...]
     """No promise inside: AppendRequest, Heartbeat, SnapshotOffer, TimeoutNow."""
