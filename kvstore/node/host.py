@@ -192,6 +192,8 @@ class Host:
                     # Tells a follower the commit; whoever waits here for that commit comes first.
                     self._notices.append((replica, message))
                     continue
+            if replica.core.observe is not None:
+                replica.core.trace_send(message)
             by_link.setdefault((node_of(message.target), lane), []).append(message)
         for (node, lane), batch in by_link.items():
             self.post(node, lane, peer.RaftMessages(replica.shard, tuple(batch)))

@@ -2,7 +2,7 @@ import pytest
 
 from kvstore.errors import Corrupt
 from kvstore.raft import NO_SNAPSHOT, Change, Core, Restored
-from kvstore.raft.messages import EMPTY, HardState, Heartbeat, TimeoutNow
+from kvstore.raft.messages import EMPTY, HardState, Heartbeat, SnapshotMeta, TimeoutNow
 from kvstore.raft.role import Role
 from kvstore.types import LogIndex, Term
 from tests.support.raft_core import (
@@ -265,15 +265,35 @@ def test_every_raft_event_is_told() -> None:
     core.step(beat(9))
     names = [name for name, _ in told]
     assert names[0] == "init"
-    assert {"send", "become_candidate", "become_leader", "append", "receive", "commit"} <= set(names)
+    assert {"become_candidate", "become_leader", "append", "receive", "commit"} <= set(names)
     assert {"apply_conf_change", "become_follower"} <= set(names)
-    sent_first = next(fields for name, fields in told if name == "send")
-    assert {"term", "vote", "commit", "last_index", "role", "configuration", "message"} == set(sent_first)
+    state = {"replica", "term", "vote", "commit", "last_index", "role", "configuration"}
+    assert set(next(fields for name, fields in told if name == "receive")) == {*state, "message"}
     appended = next(fields["entries"] for name, fields in told if name == "append")
     assert [entry.kind for entry in appended] == [EMPTY]  # type: ignore[attr-defined]
 
 
-def test_restart_is_told_apart_from_the_first_start() -> None:
+def test_sends_are_told_when_the_host_sends_and_not_before() -> None:
     told: list[str] = []
-    make_core(1, observe=lambda event, _fields: told.append(event))
-    assert told == ["restart"]
+    core = make_core(observe=lambda event, _fields: told.append(event))
+    core.become_candidate()
+    core.step(ask_vote(3, (0, 0), source=3))
+    [answer, *_] = sent(core)
+    assert "send" not in told
+    core.trace_send(answer)
+    assert told[-1] == "send"
+
+
+def test_restart_is_told_apart_from_the_first_start_and_describes_the_log() -> None:
+    told: list[tuple[str, object]] = []
+    make_core(1, 1, 2, observe=lambda event, fields: told.append((event, fields["log"])))
+    assert told == [("restart", [(0, 0), (1, 1), (3, 2)])]
+
+
+def test_an_installed_snapshot_is_told_with_the_log_after_it() -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    core = make_core(1, observe=lambda event, fields: told.append((event, fields)))
+    core.step(beat(2))
+    assert core.install(SnapshotMeta(LogIndex(9), Term(2), core.configuration))
+    event, fields = told[-1]
+    assert (event, fields["commit"], fields["last_index"]) == ("install_snapshot", 9, 9)
