@@ -125,6 +125,9 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """Counts confirmation rounds of this leader's term. An answer that carries round r proves that
     the follower still followed (shard, term) after r was issued (thesis 6.4). Rounds start at 1 in each
     term; 0 only tells the commit index and wants no answer."""
+    is_behind: bool = False
+    """More is committed than the target has acknowledged; `commit` names only the latter. Being level with
+    it does not make the target fresh."""
 
 
 class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True, tag=6):
