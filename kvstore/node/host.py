@@ -165,6 +165,7 @@ class Host:
             isinstance(message, AppendRequest | Heartbeat)
             and message.term >= replica.core.term
             and message.commit <= replica.machine.applied
+            and not (type(message) is Heartbeat and message.is_behind)
         ):
             replica.heard_at = self.runtime.now()
 

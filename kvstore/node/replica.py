@@ -100,6 +100,12 @@ class Replica:
     def is_leader(self) -> bool:
         return self.core.role is Role.LEADER
 
+    @property
+    def has_applied_all(self) -> bool:
+        """Leader: whatever anybody may have been shown is applied here. A commit can come from followers
+        alone, and they may have answered reads with what this replica has not applied yet."""
+        return self.core.has_committed_in_term and self.machine.applied >= self.core.commit
+
     # ---- writes ---------------------------------------------------------------------------------
 
     def enqueue(self, call: Call) -> None:

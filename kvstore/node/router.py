@@ -157,10 +157,7 @@ class Router:
     def _serve_lease(self, replica: Replica, call: Call) -> bool:
         """Read under the leader lease; checked again after the read, for the process may have slept."""
         host = self._host
-        core = replica.core
-        # A commit can come from followers alone: others may have read what is not applied here yet.
-        is_current = core.has_committed_in_term and replica.machine.applied >= core.commit
-        if not is_current or not host.holds_lease(replica):
+        if not replica.has_applied_all or not host.holds_lease(replica):
             return False
         done, call.done = call.done, None
         assert done is not None, "a lease read that was answered already"
@@ -180,7 +177,7 @@ class Router:
         # Who is still being copied to has no state worth a read, however often its leader is heard.
         if replica is None or not replica.core.is_voter:
             return False
-        if replica.led_term is not None and self._host.holds_lease(replica):
+        if replica.has_applied_all and self._host.holds_lease(replica):
             age = 0.0
         elif replica.heard_at < 0:
             return False

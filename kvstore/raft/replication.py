@@ -45,11 +45,19 @@ def flush(core: Core) -> None:
 
 def _send_heartbeat(core: Core, peer: Progress, round_number: int) -> None:
     # What the peer has not acknowledged it may not have, so it must not take it for committed.
-    commit = core.commit if core.commit < peer.match else peer.match
+    is_behind = core.commit > peer.match
+    commit = peer.match if is_behind else core.commit
     if commit > peer.commit_sent:
         peer.commit_sent = commit
     core.send_now(
-        Heartbeat(source=core.me, target=peer.replica, term=core.term, commit=commit, round=round_number)
+        Heartbeat(
+            source=core.me,
+            target=peer.replica,
+            term=core.term,
+            commit=commit,
+            round=round_number,
+            is_behind=is_behind,
+        )
     )
 
 
