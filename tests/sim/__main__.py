@@ -7,10 +7,12 @@ the runs covered. Exit 1 if any seed failed.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import IO
 
 from tests.sim.scenario import FAULT_PHASE_S, Outcome, Scenario
 
@@ -20,11 +22,16 @@ def main() -> int:
     parser.add_argument("--seeds", default="1-50", help="FIRST-LAST (default 1-50)")
     parser.add_argument("--minutes", type=float, help="run seeds from FIRST on for this long instead")
     parser.add_argument("--seed", type=int, help="one seed, with its trace on stdout")
+    parser.add_argument("--raft-trace", metavar="FILE", help="with --seed: every Raft event, as docs/trace.md")
     parser.add_argument("--no-invariants", action="store_true", help="only client histories and state hashes")
     parser.add_argument("--fault-s", type=float, default=FAULT_PHASE_S, help="simulated seconds of faults")
     options = parser.parse_args()
     if options.seed is not None:
-        return _replay(options.seed, options.fault_s, check_invariants=not options.no_invariants)
+        with open(options.raft_trace or os.devnull, "wb", buffering=1 << 20) as file:
+            raft_trace = file if options.raft_trace else None
+            return _replay(options.seed, options.fault_s, raft_trace, not options.no_invariants)
+    if options.raft_trace:
+        parser.error("--raft-trace needs --seed")
     started = time.monotonic()
     total = Coverage()
     for seed in _seeds(options.seeds, options.minutes):
@@ -48,8 +55,10 @@ def run_seed(seed: int, fault_s: float = FAULT_PHASE_S, *, check_invariants: boo
         return scenario.outcome()
 
 
-def _replay(seed: int, fault_s: float, *, check_invariants: bool) -> int:
-    scenario = Scenario(seed, check_invariants=check_invariants, trace=True, fault_s=fault_s)
+def _replay(seed: int, fault_s: float, raft_trace: IO[bytes] | None, check_invariants: bool) -> int:
+    scenario = Scenario(
+        seed, check_invariants=check_invariants, trace=True, fault_s=fault_s, raft_trace=raft_trace
+    )
     try:
         outcome = scenario.run()
     finally:

@@ -18,6 +18,7 @@ from kvstore.node.node import Node
 from kvstore.node.replica import Replica
 from kvstore.node.requests import BodyStream, Request, Response
 from kvstore.node.runtime import Lane
+from kvstore.node.trace import Observe
 from kvstore.node.view import NodeView
 from kvstore.store.memory import MemoryEngines
 from kvstore.types import NodeId, ShardId
@@ -55,6 +56,7 @@ class Process:
             MemoryEngines(machine.files),
             addresses,
             self._on_fatal,
+            cluster.observe(name),
         )
         self._tell_roles()
         mine = cluster.config.node(name)
@@ -129,6 +131,8 @@ class SimCluster:
         self.last_active: Process | None = None
         """Whose code the present event ran."""
         self.on_exit: Callable[[Process, BaseException], None] = lambda process, error: None
+        self.observe: Callable[[NodeId], Observe] = lambda name: lambda shard: None
+        """Gives each life of a node the observers of its Raft events."""
 
     def count(self, what: str, by: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + by

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import IO
 
 import msgspec
 
 from chaos.history import History
 from chaos.linearizability import check
 from kvstore.errors import Fatal
+from kvstore.node.trace import Trace
 from kvstore.types import NodeId
 from tests.sim.clients import Client
 from tests.sim.cluster import Process, SimCluster
@@ -40,7 +42,8 @@ class Outcome(msgspec.Struct):
 
 
 class Scenario:
-    """`fault_s`: seconds of clients and faults together, before the healing."""
+    """`fault_s`: seconds of clients and faults together, before the healing. `raft_trace` is given a line
+    for every Raft event of all nodes (docs/trace.md)."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Scenario:
         check_invariants: bool = True,
         trace: bool = False,
         fault_s: float = FAULT_PHASE_S,
+        raft_trace: IO[bytes] | None = None,
     ) -> None:
         self.seed = seed
         self.fault_s = fault_s
@@ -59,6 +63,8 @@ class Scenario:
         nodes = self.dice.choice((3, 3, 3, 4, 5))
         self.cluster = SimCluster(self.world, nodes, shards=self.dice.choice((2, 4)), replication=3)
         self.cluster.on_exit = self._on_exit
+        if raft_trace is not None:
+            self.cluster.observe = lambda name: Trace(name, raft_trace).of
         self._set_clocks(Random(f"{seed}/clocks"))
         self.history = History()
         keys = [f"k{number}" for number in range(self.dice.choice((4, 8, 16)))] + ["count-a", "count-b"]
