@@ -10,10 +10,10 @@ import argparse
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from typing import IO
 
+from tests.sim.coverage import Coverage
 from tests.sim.scenario import FAULT_PHASE_S, Outcome, Scenario
 
 
@@ -22,7 +22,9 @@ def main() -> int:
     parser.add_argument("--seeds", default="1-50", help="FIRST-LAST (default 1-50)")
     parser.add_argument("--minutes", type=float, help="run seeds from FIRST on for this long instead")
     parser.add_argument("--seed", type=int, help="one seed, with its trace on stdout")
-    parser.add_argument("--raft-trace", metavar="FILE", help="with --seed: every Raft event, as docs/trace.md")
+    parser.add_argument(
+        "--raft-trace", metavar="FILE", help="with --seed: every Raft event, as docs/trace.md"
+    )
     parser.add_argument("--no-invariants", action="store_true", help="only client histories and state hashes")
     parser.add_argument("--fault-s", type=float, default=FAULT_PHASE_S, help="simulated seconds of faults")
     options = parser.parse_args()
@@ -63,7 +65,7 @@ def _replay(seed: int, fault_s: float, raft_trace: IO[bytes] | None, check_invar
         outcome = scenario.run()
     finally:
         print("\n".join(scenario.world.trace or []))
-    print(outcome.faults, outcome.counts)
+    print(outcome.faults, outcome.states, outcome.counts)
     if outcome.failures:
         print(report(outcome, fault_s))
     return 1 if outcome.failures else 0
@@ -81,35 +83,6 @@ def report(outcome: Outcome, fault_s: float) -> str:
     """What went wrong, and how to see it again."""
     lines = [f"seed {outcome.seed} failed:", *(f"  {failure}" for failure in outcome.failures[:10])]
     return "\n".join([*lines, f"replay: python -m tests.sim --seed {outcome.seed} --fault-s {fault_s:g}"])
-
-
-class Coverage:
-    def __init__(self) -> None:
-        self.seeds = self.failed = self.operations = self.acknowledged = self.events = 0
-        self.simulated_s = 0.0
-        self.faults: Counter[str] = Counter()
-        self.counts: Counter[str] = Counter()
-
-    def add(self, outcome: Outcome) -> None:
-        self.seeds += 1
-        self.failed += bool(outcome.failures)
-        self.operations += outcome.operations
-        self.acknowledged += outcome.acknowledged
-        self.events += outcome.events
-        self.simulated_s += outcome.simulated_s
-        self.faults.update(outcome.faults)
-        self.counts.update(outcome.counts)
-
-    def line(self, elapsed_s: float) -> str:
-        return (
-            f"{self.seeds} seeds, {self.failed} failed, {self.operations} operations "
-            f"({self.operations / elapsed_s:.0f}/s), {self.simulated_s / elapsed_s:.0f}x real time"
-        )
-
-    def summary(self, elapsed_s: float) -> str:
-        faults = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
-        counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
-        return f"{self.line(elapsed_s)}\nfaults: {faults}\nreached: {counts}"
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ class Client:
         self.known: dict[str, int] = {}
         """Revisions seen, for compare-and-set."""
         self.is_stopped = False
+        self.lease_share = 0.28
+        """Of the reads, how many may be answered under a lease."""
 
     def start(self) -> None:
         self.world.after(self.dice.uniform(0, 0.2), self._next)
@@ -74,7 +76,7 @@ class Client:
             return "put", key, argument, ("PUT", path, {"If-None-Match": "*"}, value.encode())
         if draw < 0.65:
             return "delete", key, None, ("DELETE", path, {}, b"")
-        consistency = "?consistency=lease" if draw < 0.75 else ""
+        consistency = "?consistency=lease" if (draw - 0.65) / 0.35 < self.lease_share else ""
         return "get", key, None, ("GET", path + consistency, {}, b"")
 
     def finished(self) -> None:
@@ -129,6 +131,8 @@ class Attempt:
             may_retry = not self.is_write or self.client.is_identified
             self._retry_or_end("unknown", may_retry)
         elif response.status in (429, 503, 507):
+            if response.status == 507:
+                self.client.cluster.states["disk full"] += 1
             self._retry_or_end("unknown" if self.was_unknown else "refused", True)
         else:
             self._conclude(response)
@@ -148,6 +152,8 @@ class Attempt:
         elif status == 412:
             self._end("conflict", {"current_revision": _json(response.body)["current_revision"]})
         elif status in (200, 201):
+            if "Idempotency-Replayed" in response.headers:
+                self.client.cluster.states["replayed session result"] += 1
             content = _json(response.body)
             if kind == "put":
                 self.client.known[self.operation.key] = content["revision"]

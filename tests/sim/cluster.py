@@ -6,6 +6,7 @@ ships: API handlers, router, host, Raft, log, store with the memory engine, firs
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
 
@@ -14,12 +15,14 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from kvstore.config import Config, parse_config
 from kvstore.node.api import Api
 from kvstore.node.handshake import Addresses
+from kvstore.node.keeper import KeeperSettings
 from kvstore.node.node import Node
 from kvstore.node.replica import Replica
 from kvstore.node.requests import BodyStream, Request, Response
 from kvstore.node.runtime import Lane
 from kvstore.node.trace import Observe
 from kvstore.node.view import NodeView
+from kvstore.store.engine import Engines
 from kvstore.store.memory import MemoryEngines
 from kvstore.types import NodeId, ShardId
 from kvstore.wire.peer import PeerProtocolError
@@ -53,11 +56,14 @@ class Process:
             self.transport,
             machine.files,
             DATA,
-            MemoryEngines(machine.files),
+            machine.engines(),
             addresses,
             self._on_fatal,
             cluster.observe(name),
         )
+        if cluster.keeper is not None:
+            self.node.keeper._settings = cluster.keeper
+        cluster.on_process(self)
         self._tell_roles()
         mine = cluster.config.node(name)
         addresses.announce(name, mine.peer, mine.client)
@@ -110,6 +116,8 @@ class Machine:
 
     def __init__(self, files: SimFiles) -> None:
         self.files = files
+        self.engines: Callable[[], Engines] = lambda: MemoryEngines(self.files)
+        self.on_death: Callable[[], None] = lambda: None
         self.disk = DiskTimes()
         self.lives = 0
         self.clock_rate = 1.0
@@ -131,6 +139,12 @@ class SimCluster:
         self.last_active: Process | None = None
         """Whose code the present event ran."""
         self.on_exit: Callable[[Process, BaseException], None] = lambda process, error: None
+        self.on_process: Callable[[Process], None] = lambda process: None
+        """Told of each process, made but not started."""
+        self.keeper: KeeperSettings | None = None
+        """Other bounds for the housekeeping than the shipped ones, to reach rare states sooner."""
+        self.states: Counter[str] = Counter()
+        """Rare states that were reached, see `coverage.py`."""
         self.observe: Callable[[NodeId], Observe] = lambda name: lambda shard: None
         """Gives each life of a node the observers of its Raft events."""
 
@@ -160,6 +174,7 @@ class SimCluster:
         files = self.machines[name].files
         dice = fate or process.runtime.dice
         self._tear_work_in_progress(process, files, dice)
+        self.machines[name].on_death()
         if power_loss:
             files.crash(dice)
         else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from kvstore.node.replica import Replica
 from kvstore.raft import Core
 from kvstore.raft.invariants import ClusterHistory, InvariantViolated, View, check, check_cluster
 from kvstore.types import ReplicaId, ShardId
@@ -45,6 +47,7 @@ class ClusterInvariants:
         self._hashes: dict[tuple[ShardId, int], int] = {}
         self._marks: dict[tuple[int, ShardId, ReplicaId], tuple[object, ...]] = {}
         self.checks = 0
+        self.on_change: Callable[[Process, Replica], None] = lambda process, replica: None
 
     def after_event(self) -> None:
         process = self._cluster.last_active
@@ -67,6 +70,7 @@ class ClusterInvariants:
                 continue
             self._marks[key] = mark
             self.checks += 1
+            self.on_change(process, replica)
             self._views[key] = check(core, self._views.get(key))
             self._histories[replica.shard] = check_cluster([core], self._histories.get(replica.shard))
             self._check_hash(replica.shard, replica.machine.applied, replica.machine.state_hash)

@@ -6,7 +6,6 @@ until every shard serves again, and compares what clients saw and what replicas 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 from typing import IO
 
@@ -14,11 +13,14 @@ import msgspec
 
 from chaos.history import History
 from chaos.linearizability import check
-from kvstore.errors import Fatal
+from kvstore.errors import DiskFull, Fatal, WalPoisoned
+from kvstore.node.keeper import KeeperSettings
 from kvstore.node.trace import Trace
-from kvstore.types import NodeId
+from kvstore.types import NodeId, ShardId
 from tests.sim.clients import Client
 from tests.sim.cluster import Process, SimCluster
+from tests.sim.coverage import States
+from tests.sim.faults import Faults
 from tests.sim.invariants import ClusterInvariants
 from tests.sim.world import World
 
@@ -35,6 +37,7 @@ class Outcome(msgspec.Struct):
     operations: int
     acknowledged: int
     faults: dict[str, int]
+    states: dict[str, int]
     counts: dict[str, int]
     simulated_s: float
     events: int
@@ -72,12 +75,19 @@ class Scenario:
             Client(self.cluster, number, self.history, Random(f"{seed}/client/{number}"), keys)
             for number in range(8)
         ]
+        lease_share = self.dice.choice((0.1, 0.5, 0.9))
+        for client in self.clients:
+            client.lease_share = lease_share
         self.failures: list[str] = []
-        self.faults: dict[str, int] = {}
-        self.is_healing = False
+        self.faults = Faults(self.cluster, Random(f"{seed}/faults"), self._start)
+        self.cluster.keeper = _keeper(Random(f"{seed}/keeper"))
+        self.states = States()
+        self.cluster.states = self.states.counts
+        self.cluster.on_process = self.states.watch_process
         self.invariants = ClusterInvariants(self.cluster, self.failures) if check_invariants else None
         if self.invariants is not None:
             self.world.after_event = self.invariants.after_event
+            self.invariants.on_change = self.states.on_change
 
     def _set_clocks(self, dice: Random) -> None:
         """CLOCK_BOOTTIME starts anywhere, and no two crystals are equal (bounded, as lease reads assume)."""
@@ -104,7 +114,7 @@ class Scenario:
             return
         for client in self.clients:
             client.start()
-        self.world.after(0.5, self._next_fault)
+        self.faults.begin()
         self.world.run_until(self.world.now + self.fault_s)
         self._heal()
         self.world.run_until(self.world.now + 5.0)
@@ -122,150 +132,12 @@ class Scenario:
             return
         try:
             self.cluster.start(name)
-        except (Fatal, OSError) as error:
+        except (Fatal, DiskFull, OSError) as error:
             # The disk failed while the log was being opened: like a process that exits at its start.
             self.world.note(f"{name} does not start: {error!r}")
             self.cluster.count("failed_starts")
             self.cluster.machines[name].files.kill()
             self.world.after(1.0, self._start, name)
-
-    # ---- faults ----------------------------------------------------------------------------------
-
-    def _next_fault(self) -> None:
-        if self.is_healing:
-            return
-        kinds: list[Callable[[], str]] = [
-            self._kill,
-            self._kill,
-            self._power_loss,
-            self._kill_all,
-            self._pause,
-            self._cut,
-            self._cut_one_way,
-            self._isolate_leader,
-            self._bad_network,
-            self._slow_disk,
-            self._hang_disk,
-            self._fail_disk,
-            self._transfer,
-        ]
-        fault = self.dice.choice(kinds)()
-        self.faults[fault] = self.faults.get(fault, 0) + 1
-        self.world.note(f"fault {fault}")
-        self.world.after(self.dice.uniform(0.3, 3.0), self._next_fault)
-
-    def _any_process(self) -> Process | None:
-        names = sorted(self.cluster.processes)
-        return self.cluster.processes[self.dice.choice(names)] if names else None
-
-    def _end(self, process: Process, *, power_loss: bool) -> None:
-        name = process.name
-        self.cluster.kill(name, power_loss=power_loss)
-        self.world.after(self.dice.choice((0.05, 0.5, 2.0, 5.0)), self._start, name)
-
-    def _kill(self) -> str:
-        process = self._any_process()
-        if process is None:
-            return "nothing"
-        self._end(process, power_loss=False)
-        return "kill"
-
-    def _power_loss(self) -> str:
-        process = self._any_process()
-        if process is None:
-            return "nothing"
-        self._end(process, power_loss=True)
-        return "power_loss"
-
-    def _kill_all(self) -> str:
-        for name in sorted(self.cluster.processes):
-            self._end(self.cluster.processes[name], power_loss=True)
-        return "power_loss_all"
-
-    def _pause(self) -> str:
-        process = self._any_process()
-        if process is None:
-            return "nothing"
-        process.runtime.paused_until = self.world.now + self.dice.choice((0.3, 1.5, 4.0))
-        return "pause"
-
-    def _cut(self) -> str:
-        names = list(self.cluster.config.node_ids())
-        self.dice.shuffle(names)
-        side = names[: self.dice.randint(1, len(names) - 1)]
-        links = {(a, b) for a in side for b in names if b not in side}
-        self._cut_links(links | {(b, a) for a, b in links})
-        return "partition"
-
-    def _cut_one_way(self) -> str:
-        source, target = self.dice.sample(self.cluster.config.node_ids(), 2)
-        self._cut_links({(source, target)})
-        return "one_way_cut"
-
-    def _isolate_leader(self) -> str:
-        shard = self.dice.randrange(self.cluster.config.shards)
-        leader = self.cluster.leader_of(shard)  # type: ignore[arg-type]
-        if leader is None:
-            return "nothing"
-        others = [name for name in self.cluster.config.node_ids() if name != leader.name]
-        links = {(leader.name, other) for other in others}
-        self._cut_links(links | {(b, a) for a, b in links})
-        return "isolate_leader"
-
-    def _cut_links(self, links: set[tuple[NodeId, NodeId]]) -> None:
-        network = self.cluster.network
-        network.cut |= links
-
-        def mend() -> None:
-            network.cut -= links
-
-        self.world.after(self.dice.choice((0.5, 2.0, 6.0)), mend)
-
-    def _bad_network(self) -> str:
-        faults = self.cluster.network.faults
-        faults.loss = self.dice.choice((0.0, 0.02, 0.2))
-        faults.repeat = self.dice.choice((0.0, 0.1))
-        faults.reorder = self.dice.choice((0.0, 0.2))
-        faults.delay_high = self.dice.choice((0.002, 0.02, 0.2))
-        self.world.after(self.dice.uniform(1, 5), self._good_network)
-        return "bad_network"
-
-    def _good_network(self) -> None:
-        faults = self.cluster.network.faults
-        faults.loss = faults.repeat = faults.reorder = 0.0
-        faults.delay_high = 0.002
-
-    def _slow_disk(self) -> str:
-        disk = self.cluster.machines[self.dice.choice(self.cluster.config.node_ids())].disk
-        disk.high = self.dice.choice((0.02, 0.2))
-
-        def mend() -> None:
-            disk.high = 0.002
-
-        self.world.after(self.dice.uniform(1, 4), mend)
-        return "slow_disk"
-
-    def _hang_disk(self) -> str:
-        disk = self.cluster.machines[self.dice.choice(self.cluster.config.node_ids())].disk
-        disk.hung_until = self.world.now + self.dice.choice((1.0, 4.0))
-        return "hang_disk"
-
-    def _fail_disk(self) -> str:
-        process = self._any_process()
-        if process is None:
-            return "nothing"
-        step = self.dice.choice(("write", "datasync"))
-        self.cluster.machines[process.name].files.fail(step, path_part="wal")
-        return f"fail_{step}"
-
-    def _transfer(self) -> str:
-        shard = self.dice.randrange(self.cluster.config.shards)
-        leader = self.cluster.leader_of(shard)  # type: ignore[arg-type]
-        if leader is None:
-            return "nothing"
-        to = self.dice.choice(self.cluster.config.node_ids())
-        leader.node.ask_transfer(shard, to)  # type: ignore[arg-type]
-        return "transfer"
 
     def _on_exit(self, process: Process, error: BaseException) -> None:
         """A node stopped by itself: right after a failed disk, and only for a reason that it names."""
@@ -273,30 +145,23 @@ class Scenario:
             self.failures.append(f"{process.name} stopped with {error!r}")
         self.world.note(f"{process.name} exits: {error!r}")
         self.cluster.count("exits")
+        if isinstance(error, WalPoisoned):
+            self.states.counts["log failed"] += 1
 
         def end() -> None:
             if self.cluster.processes.get(process.name) is process:
-                self._end(process, power_loss=self.dice.random() < 0.5)
+                self.faults.end(process, power_loss=self.dice.random() < 0.5)
 
         self.world.after(0.0, end)
 
     # ---- the verdict -----------------------------------------------------------------------------
 
     def _heal(self) -> None:
-        self.is_healing = True
-        self.cluster.network.cut.clear()
-        self._good_network()
-        for name, machine in self.cluster.machines.items():
-            machine.disk.high = 0.002
-            machine.disk.hung_until = 0.0
-            machine.files.heal()
-            if name in self.cluster.processes:
-                runtime = self.cluster.processes[name].runtime
-                runtime.paused_until = runtime.busy_until
-            else:
-                self._start(name)
+        self.faults.heal()
         if not self.world.run_while(lambda: not self.cluster.has_all_leaders(), HEAL_S):
             self.failures.append("no leaders after healing")
+        elif not self.world.run_while(lambda: not self.faults.is_mended, HEAL_S):
+            self.failures.append("members are still missing long after healing")
 
     def _judge(self) -> None:
         verdict = check(self.history.operations)
@@ -309,6 +174,7 @@ class Scenario:
             self.world.note(f"shard {shard} ends as {sorted(hashes.items())}")
             if len(set(hashes.values())) > 1:
                 self.failures.append(f"replicas of shard {shard} differ: {hashes}")
+            self._compare_contents(shard)
         damaged = {
             name: process.node.host.damaged
             for name, process in self.cluster.processes.items()
@@ -316,6 +182,21 @@ class Scenario:
         }
         if damaged:
             self.failures.append(f"quarantined without damage: {damaged}")
+
+    def _compare_contents(self, shard: ShardId) -> None:
+        """What the tablets hold, record for record: a state hash is itself a record and may be wrong."""
+        contents: dict[int, tuple[NodeId, dict[bytes, bytes]]] = {}
+        for name, process in self.cluster.processes.items():
+            replica = process.node.host.replicas.get(shard)
+            if replica is None:
+                continue
+            pairs = dict(replica.machine._engine.scan(b"", b"\xff" * 64))
+            other, known = contents.setdefault(replica.machine.applied, (name, pairs))
+            different = [key for key in {*pairs, *known} if pairs.get(key) != known.get(key)]
+            if different:
+                self.failures.append(
+                    f"tablets of shard {shard} on {other} and {name} differ at {min(different)!r}"
+                )
 
     def outcome(self) -> Outcome:
         operations = self.history.operations
@@ -325,9 +206,22 @@ class Scenario:
             self.failures,
             len(operations),
             acknowledged,
-            self.faults,
+            self.faults.fired,
+            dict(self.states.counts),
             self.cluster.counts | self.cluster.network.counts,
             self.world.now,
             self.world.events_run,
             list(operations),
         )
+
+
+def _keeper(dice: Random) -> KeeperSettings | None:
+    """Often so little log is kept that whoever lags needs a snapshot, and flushes come every second."""
+    if dice.random() < 0.4:
+        return None
+    return KeeperSettings(
+        memory_log_bytes_max=dice.choice((4_000, 20_000, 100_000)),
+        unflushed_bytes_max=dice.choice((1_000, 10_000)),
+        flush_after_s=dice.choice((1.0, 5.0)),
+        segments_max=1,
+    )

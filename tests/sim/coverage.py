@@ -1,0 +1,172 @@
+"""What simulated runs reached: which rare states, faults and fakes. What never happened was not tested."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from kvstore.node.calls import Call
+from kvstore.node.replica import Replica
+from kvstore.raft import Core, Role
+from kvstore.types import ReplicaId, ShardId, Term
+from tests.sim.faults import ALL_FAULTS
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import Process
+    from tests.sim.scenario import Outcome
+
+FAKES = (
+    "kvstore.node.aio_runtime (time, dice, threads) by tests.sim.world",
+    "kvstore.node.peer_links (transport) by tests.sim.network",
+    "kvstore.node.http_server, http_connection, http_stream (sockets) by tests.sim.cluster.Sink",
+    "kvstore.node.server (process: signals, metrics, watchdog) by tests.sim.cluster.Process",
+    "kvstore.files.OsFiles (disk) by tests.support.sim_files",
+    "kvstore.store.rocks by kvstore.store.memory (not with --rocksdb)",
+)
+
+STATES = (
+    "two candidates in a term",
+    "conflict truncation",
+    "snapshot installed",
+    "read parked until first commit",
+    "transfer completed",
+    "joint configuration",
+    "shard went quiet",
+    "torn tail cut",
+    "quarantine",
+    "replica rebuilt",
+    "replayed session result",
+    "disk full",
+    "log failed",
+    "lease read served",
+    "lease read refused",
+    "read at a follower",
+    "forwarded write",
+    "log cut",
+)
+
+
+class States:
+    """Notices rare states of one cluster; `counts` by the names of `STATES`."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._candidates: dict[tuple[ShardId, Term], set[ReplicaId]] = {}
+        self._heirs: dict[tuple[ShardId, Term], ReplicaId] = {}
+        self._seen: set[tuple[object, ...]] = set()
+        self._truncations: dict[int, int] = {}
+
+    def watch_process(self, process: Process) -> None:
+        """Count what one process life shows of itself."""
+        if process.node.recovered.torn_bytes:
+            self.counts["torn tail cut"] += 1
+        router = process.node.router
+        serve_lease, forward, ask_index = router._serve_lease, router._forward, router._ask_index
+
+        def serve(replica: Replica, call: Call) -> bool:
+            is_served = serve_lease(replica, call)
+            self.counts["lease read served" if is_served else "lease read refused"] += 1
+            return is_served
+
+        def send(call: Call) -> None:
+            self.counts["forwarded write"] += call.is_write
+            forward(call)
+
+        def ask(replica: Replica) -> None:
+            self.counts["read at a follower"] += bool(replica.reads_new)
+            ask_index(replica)
+
+        router._serve_lease = serve  # type: ignore[method-assign]
+        router._forward = send  # type: ignore[method-assign]
+        router._ask_index = ask  # type: ignore[method-assign]
+
+    def on_change(self, process: Process, replica: Replica) -> None:
+        """Something about a replica is different from before."""
+        core, shard = replica.core, replica.shard
+        if replica.incarnation > 1:
+            self._once("replica rebuilt", shard, core.me)
+        if core.role is Role.CANDIDATE:
+            standing = self._candidates.setdefault((shard, core.term), set())
+            standing.add(core.me)
+            if len(standing) > 1:
+                self._once("two candidates in a term", shard, core.term)
+        if core.log.truncations != self._truncations.get(id(core), 0):
+            self._truncations[id(core)] = core.log.truncations
+            self.counts[
+                "conflict truncation" if core.log.base_index < core.commit else "snapshot installed"
+            ] += 1
+        if core.configuration.is_joint:
+            self._once("joint configuration", shard, core.configuration)
+        if core.log.base_index > 0:
+            self._once("log cut", id(core))
+        if core.is_leader:
+            self._on_leader(core, shard)
+        if process.node.host.log.is_disk_full:
+            self._once("disk full", id(process))
+
+    def _on_leader(self, core: Core, shard: ShardId) -> None:
+        if core.reads.parked and core.commit < core.term_start:
+            self._once("read parked until first commit", shard, core.term)
+        if core.lease_forbidden and core.transfer_target is not None:
+            self._heirs[shard, Term(core.term + 1)] = core.transfer_target
+        if self._heirs.get((shard, core.term)) == core.me:
+            self._once("transfer completed", shard, core.term)
+        if core.quiet:
+            self._once("shard went quiet", shard, core.term)
+
+    def _once(self, state: str, *about: object) -> None:
+        if (state, *about) not in self._seen:
+            self._seen.add((state, *about))
+            self.counts[state] += 1
+
+
+class Coverage:
+    """Sums over seeds."""
+
+    def __init__(self) -> None:
+        self.seeds = self.failed = self.operations = self.acknowledged = self.events = 0
+        self.simulated_s = 0.0
+        self.faults: Counter[str] = Counter()
+        self.states: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+
+    def add(self, outcome: Outcome) -> None:
+        self.seeds += 1
+        self.failed += bool(outcome.failures)
+        self.operations += outcome.operations
+        self.acknowledged += outcome.acknowledged
+        self.events += outcome.events
+        self.simulated_s += outcome.simulated_s
+        self.faults.update(outcome.faults)
+        self.states.update(outcome.states)
+        self.counts.update(outcome.counts)
+
+    def line(self, elapsed_s: float) -> str:
+        return (
+            f"{self.seeds} seeds, {self.failed} failed, {self.operations} operations "
+            f"({self.operations / elapsed_s:.0f}/s), {self.simulated_s / elapsed_s:.0f}x real time"
+        )
+
+    def never(self) -> list[str]:
+        """Faults and states that no seed came to."""
+        return [name for name in ALL_FAULTS if not self.faults[name]] + [
+            name for name in STATES if not self.states[name]
+        ]
+
+    def summary(self, elapsed_s: float) -> str:
+        never = self.never()
+        return "\n".join(
+            (
+                self.line(elapsed_s),
+                "replaced by fakes:",
+                *(f"  {fake}" for fake in FAKES),
+                f"faults: {_listed(self.faults)}",
+                f"states: {_listed(self.states)}",
+                f"counts: {_listed(self.counts)}",
+                f"NEVER REACHED: {', '.join(never)}" if never else "every fault and state was reached",
+            )
+        )
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))

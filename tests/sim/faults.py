@@ -1,0 +1,367 @@
+"""What goes wrong in a random run: one fault at a time is drawn, and they pile up.
+
+Every fault heals by itself after a while, or when `heal` is called. Not every seed has them all: rot and
+changes of members exclude each other, because rot on the only voter of a shard loses data in any system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from kvstore.errors import InvalidArgument
+from kvstore.files import join
+from kvstore.raft import NotLeader, ProposalDropped
+from kvstore.raft.membership import Change
+from kvstore.raft.messages import Configuration
+from kvstore.types import META_SHARD, NodeId, ShardId, node_of
+from kvstore.wal.batch import nonce_of, starts
+from kvstore.wal.segment import HEADER_BYTES, number_of
+from tests.sim.cluster import DATA, Process, SimCluster
+from tests.support.sim_files import SimFiles
+
+WAL = join(DATA, "wal")
+MEND_S = 1.0
+
+EVERYWHERE = (
+    "kill",
+    "kill",
+    "power_loss",
+    "torn_write",
+    "torn_write",
+    "power_loss_all",
+    "pause",
+    "partition",
+    "one_way_cut",
+    "pair_cut",
+    "isolate_leader",
+    "isolate_leader",
+    "bad_network",
+    "slow_disk",
+    "hang_disk",
+    "fail_disk",
+    "disk_full",
+    "clock_jump",
+    "transfer",
+    "transfer",
+)
+KINDS = {
+    "plain": EVERYWHERE,
+    "rot": (*EVERYWHERE, "rot", "rot"),
+    "members": (*EVERYWHERE, "members", "members", "members"),
+}
+ALL_FAULTS = tuple(sorted({*EVERYWHERE, "rot", "members"} - {"fail_disk"} | {"fail_write", "fail_datasync"}))
+"""Names under which faults are counted."""
+
+
+class Faults:
+    """`start` starts a node; a fault that finds nothing to do counts as "nothing"."""
+
+    def __init__(self, cluster: SimCluster, dice: Random, start: Callable[[NodeId], None]) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.dice = dice
+        self.fired: dict[str, int] = {}
+        self.is_healing = False
+        self.profile = dice.choice(tuple(KINDS))
+        self.rotten: NodeId | None = None
+        """The one node whose log was damaged and whose replicas are not all back yet."""
+        self._start = start
+
+    def begin(self) -> None:
+        self.world.after(0.5, self._next)
+        self.world.after(MEND_S, self._mend)
+
+    def _next(self) -> None:
+        if self.is_healing:
+            return
+        kind = self.dice.choice(KINDS[self.profile])
+        fired: str = getattr(self, f"_{kind}")()
+        self.fired[fired] = self.fired.get(fired, 0) + 1
+        self.world.note(f"fault {fired}")
+        self.world.after(self.dice.uniform(0.3, 3.0), self._next)
+
+    # ---- processes -------------------------------------------------------------------------------
+
+    def _any_process(self) -> Process | None:
+        names = sorted(self.cluster.processes)
+        return self.cluster.processes[self.dice.choice(names)] if names else None
+
+    def end(self, process: Process, *, power_loss: bool) -> None:
+        """Kill, and start again after a while."""
+        self.cluster.kill(process.name, power_loss=power_loss)
+        self.world.after(self.dice.choice((0.05, 0.5, 2.0, 5.0)), self._start, process.name)
+
+    def _kill(self, *, power_loss: bool = False) -> str:
+        process = self._any_process()
+        if process is None:
+            return "nothing"
+        self.end(process, power_loss=power_loss)
+        return "power_loss" if power_loss else "kill"
+
+    def _power_loss(self) -> str:
+        return self._kill(power_loss=True)
+
+    def _torn_write(self) -> str:
+        """Power fails while the log is being written: wait for a thread that is at it."""
+        process = self._any_process()
+        if process is None:
+            return "nothing"
+        self._cut_power_in_write(process, self.world.now + 1.0)
+        return "torn_write"
+
+    def _cut_power_in_write(self, process: Process, until: float) -> None:
+        if self.is_healing or self.cluster.processes.get(process.name) is not process:
+            return
+        if any(lane == "wal" for lane, _work in process.runtime.in_progress) or self.world.now > until:
+            self.end(process, power_loss=True)
+        else:
+            self.world.after(0.0003, self._cut_power_in_write, process, until)
+
+    def _power_loss_all(self) -> str:
+        for name in sorted(self.cluster.processes):
+            self.end(self.cluster.processes[name], power_loss=True)
+        return "power_loss_all"
+
+    def _pause(self) -> str:
+        process = self._any_process()
+        if process is None:
+            return "nothing"
+        process.runtime.paused_until = self.world.now + self.dice.choice((0.3, 1.5, 4.0))
+        return "pause"
+
+    def _clock_jump(self) -> str:
+        """Forward: a virtual machine was suspended, and CLOCK_BOOTTIME counts that. It never goes back."""
+        process = self._any_process()
+        if process is None:
+            return "nothing"
+        jump_s = self.dice.choice((0.2, 1.0, 10.0))
+        process.runtime.offset += jump_s
+        self.cluster.machines[process.name].clock_offset += jump_s
+        return "clock_jump"
+
+    # ---- network ---------------------------------------------------------------------------------
+
+    def _partition(self) -> str:
+        names = list(self.cluster.config.node_ids())
+        self.dice.shuffle(names)
+        side = names[: self.dice.randint(1, len(names) - 1)]
+        self._cut_both_ways({(a, b) for a in side for b in names if b not in side})
+        return "partition"
+
+    def _one_way_cut(self) -> str:
+        source, target = self.dice.sample(self.cluster.config.node_ids(), 2)
+        self._cut({(source, target)})
+        return "one_way_cut"
+
+    def _pair_cut(self) -> str:
+        """Two nodes do not hear each other, all others hear both: a non-transitive partition."""
+        a, b = self.dice.sample(self.cluster.config.node_ids(), 2)
+        self._cut_both_ways({(a, b)})
+        return "pair_cut"
+
+    def _isolate_leader(self) -> str:
+        leader = self._some_leader()[1]
+        if leader is None:
+            return "nothing"
+        others = [name for name in self.cluster.config.node_ids() if name != leader.name]
+        self._cut_both_ways({(leader.name, other) for other in others})
+        return "isolate_leader"
+
+    def _cut_both_ways(self, links: set[tuple[NodeId, NodeId]]) -> None:
+        self._cut(links | {(b, a) for a, b in links})
+
+    def _cut(self, links: set[tuple[NodeId, NodeId]]) -> None:
+        network = self.cluster.network
+        network.cut |= links
+
+        def mend() -> None:
+            network.cut -= links
+
+        self.world.after(self.dice.choice((0.5, 2.0, 6.0)), mend)
+
+    def _bad_network(self) -> str:
+        faults = self.cluster.network.faults
+        faults.loss = self.dice.choice((0.0, 0.02, 0.2))
+        faults.repeat = self.dice.choice((0.0, 0.1))
+        faults.reorder = self.dice.choice((0.0, 0.2))
+        faults.delay_high = self.dice.choice((0.002, 0.02, 0.2))
+        self.world.after(self.dice.uniform(1, 5), self._good_network)
+        return "bad_network"
+
+    def _good_network(self) -> None:
+        faults = self.cluster.network.faults
+        faults.loss = faults.repeat = faults.reorder = 0.0
+        faults.delay_high = 0.002
+
+    # ---- disks -----------------------------------------------------------------------------------
+
+    def _some_node(self) -> NodeId:
+        return self.dice.choice(self.cluster.config.node_ids())
+
+    def _slow_disk(self) -> str:
+        disk = self.cluster.machines[self._some_node()].disk
+        disk.high = self.dice.choice((0.02, 0.2))
+
+        def mend() -> None:
+            disk.high = 0.002
+
+        self.world.after(self.dice.uniform(1, 4), mend)
+        return "slow_disk"
+
+    def _hang_disk(self) -> str:
+        disk = self.cluster.machines[self._some_node()].disk
+        disk.hung_until = self.world.now + self.dice.choice((1.0, 4.0))
+        return "hang_disk"
+
+    def _fail_disk(self) -> str:
+        process = self._any_process()
+        if process is None:
+            return "nothing"
+        step = self.dice.choice(("write", "datasync"))
+        self.cluster.machines[process.name].files.fail(step, path_part="wal")
+        return f"fail_{step}"
+
+    def _disk_full(self) -> str:
+        files = self.cluster.machines[self._some_node()].files
+        files.capacity_bytes = 1 << 50
+        used = files.capacity_bytes - files.free_bytes(DATA)
+        files.capacity_bytes = used + self.dice.choice((0, 10_000, 100_000))
+
+        def mend() -> None:
+            files.capacity_bytes = None
+
+        self.world.after(self.dice.uniform(1, 5), mend)
+        return "disk_full"
+
+    def _rot(self) -> str:
+        """Stop a node, damage its log where it was surely synced, start it: it must notice, and may be
+        rebuilt. One node at a time, or a shard could lose its last whole copy."""
+        process = self._any_process()
+        if self.rotten is not None or process is None:
+            return "nothing"
+        place = self._rot_place(self.cluster.machines[process.name].files)
+        if place is None:
+            return "nothing"
+        self.rotten = process.name
+        self.end(process, power_loss=False)
+        self.cluster.machines[process.name].files.flip(*place)
+        return "rot"
+
+    def _rot_place(self, files: SimFiles) -> tuple[str, int] | None:
+        """Any byte of any batch but the last two of the log: what follows proves that it was whole once."""
+        if not files.exists(WAL):
+            return None
+        found: list[tuple[str, int]] = []
+        for name in files.list(WAL):
+            number = number_of(name)
+            if number is None:
+                continue
+            path = join(WAL, name)
+            content = files.read(path)
+            begun = list(starts(content, HEADER_BYTES, nonce_of(content, HEADER_BYTES)))
+            found += [(path, offset) for offset in begun]
+        if len(found) < 4:
+            return None
+        path, offset = self.dice.choice(found[:-2])
+        later = [each for where, each in found if where == path and each > offset]
+        end = later[0] if later else offset + 64
+        return path, self.dice.randrange(offset, end)
+
+    # ---- leaders and members ---------------------------------------------------------------------
+
+    def _some_leader(self) -> tuple[ShardId, Process | None]:
+        shard = ShardId(self.dice.randrange(self.cluster.config.shards))
+        return shard, self.cluster.leader_of(shard)
+
+    def _transfer(self) -> str:
+        shard, leader = self._some_leader()
+        if leader is None:
+            return "nothing"
+        leader.node.ask_transfer(shard, self._some_node())
+        return "transfer"
+
+    def _members(self) -> str:
+        """Take the vote of some voters, or give it back to all: joint changes, proposed to the core."""
+        shard, leader = self._some_leader()
+        if leader is None:
+            return "nothing"
+        configuration = leader.node.host.replicas[shard].core.configuration
+        voters = configuration.voters
+        if configuration.learners or len(voters) < 2:
+            change = Change(voters=configuration.learners)
+        else:
+            change = Change(learners=tuple(self.dice.sample(voters, self.dice.randint(1, len(voters) - 1))))
+        return "members" if self._change(leader, shard, change) else "nothing"
+
+    def _change(self, leader: Process, shard: ShardId, change: Change) -> bool:
+        host = leader.node.host
+        replica = host.replicas[shard]
+        try:
+            replica.core.propose_configuration(change)
+        except (NotLeader, ProposalDropped, InvalidArgument):
+            return False
+        host.mark_dirty(replica)
+        return True
+
+    # ---- mending ---------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        """End all faults, now; what needs time to mend goes on mending."""
+        self.is_healing = True
+        self.cluster.network.cut.clear()
+        self._good_network()
+        for name, machine in self.cluster.machines.items():
+            machine.disk.high = 0.002
+            machine.disk.hung_until = 0.0
+            machine.files.heal()
+            machine.files.capacity_bytes = None
+            if name in self.cluster.processes:
+                runtime = self.cluster.processes[name].runtime
+                runtime.paused_until = runtime.busy_until
+            else:
+                self._start(name)
+
+    @property
+    def is_mended(self) -> bool:
+        """Every replica is hosted, votes, and no change of members is under way."""
+        return self.rotten is None and not any(self._unfinished(shard) for shard in self._shards())
+
+    def _shards(self) -> list[ShardId]:
+        return [ShardId(number) for number in range(self.cluster.config.shards)]
+
+    def _unfinished(self, shard: ShardId) -> Configuration | None:
+        leader = self.cluster.leader_of(shard)
+        if leader is None:
+            return Configuration()
+        configuration = leader.node.host.replicas[shard].core.configuration
+        return configuration if configuration.is_joint or configuration.learners else None
+
+    def _mend(self) -> None:
+        """The operator: asks for rebuilds of what is quarantined, and gives votes back in the end."""
+        self.world.after(MEND_S, self._mend)
+        process = self.cluster.processes.get(self.rotten) if self.rotten is not None else None
+        if process is not None and process.node.is_ready:
+            damaged = process.node.host.damaged
+            for shard in sorted(damaged):
+                self.cluster.states["quarantine"] += 1
+                self._ask_rebuild(shard, process.name)
+            if not damaged and not any(self._is_joining(shard, process.name) for shard in self._shards()):
+                self.rotten = None
+        if self.is_healing and self.profile == "members":
+            for shard in self._shards():
+                unfinished, leader = self._unfinished(shard), self.cluster.leader_of(shard)
+                if unfinished is not None and leader is not None and unfinished.learners:
+                    self._change(leader, shard, Change(voters=unfinished.learners))
+
+    def _is_joining(self, shard: ShardId, name: NodeId) -> bool:
+        unfinished = self._unfinished(shard)
+        if unfinished is None:
+            return False
+        return unfinished.is_joint or any(node_of(learner) == name for learner in unfinished.learners)
+
+    def _ask_rebuild(self, shard: ShardId, name: NodeId) -> None:
+        number = "meta" if shard == META_SHARD else str(int(shard))
+        body = b'{"node":"%b"}' % name.encode()
+        path = f"/v1/shards/{number}/rebuild"
+        self.cluster.request(self._some_node(), "POST", path, {"KV-Timeout": "1s"}, body, lambda answer: None)
