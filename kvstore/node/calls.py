@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import KvError, NoLeader, OutcomeUnknown, ReadTimeout
+from kvstore.errors import KvError, NoLeader, NotApplied, OutcomeUnknown, ReadTimeout
 from kvstore.types import ShardId
 
 
@@ -46,7 +46,17 @@ class Stage(IntEnum):
 class Call:
     """An operation and whoever waits for it. `deadline` is absolute, in `Runtime.now()` seconds."""
 
-    __slots__ = ("consistency", "deadline", "done", "identified", "is_forwarded", "payload", "shard", "stage")
+    __slots__ = (
+        "consistency",
+        "deadline",
+        "done",
+        "identified",
+        "is_doubtful",
+        "is_forwarded",
+        "payload",
+        "shard",
+        "stage",
+    )
 
     def __init__(
         self,
@@ -71,6 +81,8 @@ class Call:
         self.is_forwarded = is_forwarded
         """Came from another node: it may not travel on (hop limit 1)."""
         self.stage = Stage.WAITING
+        self.is_doubtful = False
+        """An earlier attempt may still take effect: from here on no error may claim that nothing did."""
 
     @property
     def is_write(self) -> bool:
@@ -86,6 +98,10 @@ class Call:
         done = self.done
         if done is not None:
             self.done = None
+            if self.is_doubtful and isinstance(error, NotApplied):
+                error = OutcomeUnknown(
+                    f"an earlier attempt may have taken effect; the last one ended so: {error}"
+                )
             done(None, error)
 
     def expire(self) -> None:
@@ -95,7 +111,7 @@ class Call:
     def _deadline_error(self) -> KvError:
         if self.consistency is not None:
             return ReadTimeout(f"shard {self.shard} did not confirm the read before its deadline")
-        if self.stage is Stage.PROPOSED:
+        if self.stage is Stage.PROPOSED or self.is_doubtful:
             return OutcomeUnknown(f"shard {self.shard} did not commit the write before its deadline")
         return NoLeader(
             f"shard {self.shard} had no reachable leader before the deadline; nothing was proposed",

@@ -270,6 +270,8 @@ class Rebuilds:
         if replica is None:
             return
         replica.core.forget(damaged)
+        # What the damaged replica promised no longer holds, the lease it helped to win included.
+        replica.lease_until = 0.0
         self._host.mark_dirty(replica)
         if replica.led_term is not None and is_replaced(replica.core.configuration, damaged):
             self._noticed.pop((shard, damaged))

@@ -141,7 +141,15 @@ class Replica:
                 self._put_back(calls)
                 return
             else:
+                self._forget_in_flight(index)
                 self.in_flight[index] = (term, calls)
+
+    def _forget_in_flight(self, index: LogIndex) -> None:
+        """This leader reuses the index of an entry that its log has lost since."""
+        _term, calls = self.in_flight.pop(index, (0, []))
+        for call in calls:
+            if not call.identified:
+                call.fail(OutcomeUnknown("another entry took this one's place here; it may live elsewhere"))
 
     def _put_back(self, calls: list[Call]) -> None:
         for call in reversed(calls):
@@ -169,8 +177,6 @@ class Replica:
         if ready.committed:
             self.committed.extend(ready.committed)
             self.committed_until = ready.committed[-1].index
-        if ready.truncate_after is not None:
-            self._drop_in_flight_above(ready.truncate_after)
         for context, index in ready.reads:
             barrier = self.barriers.pop(context, None)
             if barrier is not None:
@@ -185,19 +191,23 @@ class Replica:
             for call in self.reads_confirming.pop(context, ()):
                 self.reroute(call)
 
-    def _drop_in_flight_above(self, index: LogIndex) -> None:
-        """Entries that were overwritten can never commit: their writes surely did not happen."""
-        for at in [at for at in self.in_flight if at > index]:
-            _term, calls = self.in_flight.pop(at)
-            for call in calls:
-                call.fail(Unavailable("another leader's entry replaced the write; nothing was applied"))
+    def _send_elsewhere(self, calls: list[Call]) -> None:
+        """Ask whoever leads now to do what was proposed here. Only an identity makes that safe: the entry
+        may still commit, even after this log has lost it (Raft 5.4.2, figure 8). Others go on waiting; a
+        forwarded call is repeated by the node it came from."""
+        for call in calls:
+            if call.identified and not call.is_forwarded and call.done is not None:
+                call.is_doubtful = True
+                self.reroute(call)
 
     def lost_leadership(self) -> None:
-        """Send everything not yet proposed to whoever leads now; proposed writes go on waiting here."""
+        """Send everything not yet proposed to whoever leads now, and what is identified once more."""
         queue, self.queue, self.queue_bytes = self.queue, deque(), 0
         reads, self.reads_new = self.reads_new, []
         for call in (*queue, *reads):
             self.reroute(call)
+        for _term, calls in list(self.in_flight.values()):
+            self._send_elsewhere(calls)
 
     # ---- applying --------------------------------------------------------------------------------
 
@@ -326,8 +336,10 @@ class Replica:
         self.committed_until = meta.index
         for index in [index for index in self.in_flight if index <= meta.index]:
             _term, calls = self.in_flight.pop(index)
+            self._send_elsewhere(calls)
             for call in calls:
-                call.fail(OutcomeUnknown("a snapshot replaced the log that held this write"))
+                if not call.identified:
+                    call.fail(OutcomeUnknown("a snapshot replaced the log that held this write"))
         return old
 
     def fail_all(self, make_error: Callable[[Call], BaseException]) -> None:

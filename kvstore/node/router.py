@@ -367,6 +367,7 @@ class Router:
                 call.expire()
             elif self._is_lost(call, node) and (call.identified or not call.is_write):
                 del self._forwards[number]
+                call.is_doubtful = call.is_doubtful or call.is_write
                 self.dispatch(call)
 
     def _is_lost(self, call: Call, node: NodeId) -> bool:

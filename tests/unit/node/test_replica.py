@@ -22,7 +22,7 @@ from kvstore.errors import (
 from kvstore.node.calls import Call, Stage
 from kvstore.node.replica import Replica, ReplicaLimits
 from kvstore.raft import Core, ProposalDropped
-from kvstore.raft.messages import CONFIGURATION, NORMAL, Configuration, Entry, SnapshotMeta
+from kvstore.raft.messages import CONFIGURATION, NORMAL, Configuration, Entry, Ready, SnapshotMeta
 from kvstore.store import commands
 from kvstore.store.machine import Machine
 from kvstore.store.memory import MemoryEngines
@@ -182,18 +182,35 @@ class TestWrites:
         desk.take()
         assert isinstance(caller.error, Unavailable)
 
-    def test_an_entry_that_was_cut_off_proves_it_too(self) -> None:
+    def test_an_entry_that_was_cut_off_here_may_still_commit_elsewhere(self) -> None:
+        """Raft 5.4.2, figure 8: another replica may hold the entry, win, and commit it."""
         desk = Desk(settled_leader())
-        _call, kept = desk.write(put())
+        _call, caller = desk.write(put())
         desk.replica.propose_queue(0.0)
-        _call, cut = desk.write(put())
+        [index] = desk.replica.in_flight
+        desk.replica.take_committed(_cut_off(LogIndex(index - 1)))
+        assert not caller.is_done, "nothing is known about it"
+        desk.replica.expire_calls(100.0)
+        assert isinstance(caller.error, OutcomeUnknown)
+
+    def test_an_identified_write_is_repeated_at_the_next_leader_and_stays_doubtful(self) -> None:
+        desk = Desk(settled_leader())
+        call, caller = desk.write(put())
+        call.identified = True
         desk.replica.propose_queue(0.0)
-        first, second = desk.replica.in_flight
-        desk.replica._drop_in_flight_above(first)
-        assert isinstance(cut.error, Unavailable)
-        assert not kept.is_done
-        assert list(desk.replica.in_flight) == [first]
-        assert second == first + 1
+        desk.replica.lost_leadership()
+        assert desk.rerouted == [call]
+        call.fail(Unavailable("the next one is no leader either"))
+        assert isinstance(caller.error, OutcomeUnknown), "the first attempt may have been applied"
+
+    def test_a_forwarded_write_is_left_to_the_node_it_came_from(self) -> None:
+        desk = Desk(settled_leader())
+        call, caller = desk.write(put())
+        call.identified = call.is_forwarded = True
+        desk.replica.propose_queue(0.0)
+        desk.replica.lost_leadership()
+        assert desk.rerouted == []
+        assert not caller.is_done
 
     def test_a_configuration_entry_is_nobodys_write(self) -> None:
         desk = Desk()
@@ -438,3 +455,7 @@ def test_members_are_told_apart_by_incarnation() -> None:
     assert desk.replica.me == ReplicaId("n1/1")
     assert desk.replica.incarnation == 1
     assert desk.replica.is_leader
+
+
+def _cut_off(truncate_after: LogIndex) -> Ready:
+    return Ready(1, None, None, truncate_after, (), (), (), (), (), (), ())
