@@ -116,7 +116,7 @@ class Caller:
         operations = [self._history.invoke(self.number, *piece, now) for piece in pieces]
         body = json.dumps({"ops": [_batched(*piece) for piece in pieces]}).encode()
         headers = {"Content-Type": "application/json", **self._identity("")}
-        end = await self._ask("POST", "/v1/batch", headers, body, is_write=True)
+        end = await self._ask("POST", "/v1/batch", headers, body, is_write=True, is_whole=_has_all_results)
         results: list[Any] = [None] * len(pieces)
         if end.reply and end.reply.status == 200:
             results = json.loads(end.reply.body)["results"]
@@ -155,9 +155,17 @@ class Caller:
         return identity | ({"KV-Since": self._clocks[key]} if key in self._clocks else {})
 
     async def _ask(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes, *, is_write: bool
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        is_write: bool,
+        is_whole: Callable[[Reply], bool] = lambda reply: True,
     ) -> End:
         deadline = self._now() + self._timeout_s
+        partial: End | None = None
         may_repeat = self._is_identified or not is_write
         is_doubtful, error = False, "deadline"
         while (remaining := deadline - self._now()) > 0.001:
@@ -172,7 +180,11 @@ class Caller:
             else:
                 if reply.status < 300 or reply.status in (404, 412):
                     outcome: Outcome = "conflict" if reply.status == 412 else "ok"
-                    return End(reply, outcome, "", node, is_doubtful)
+                    end = End(reply, outcome, "", node, is_doubtful)
+                    if is_whole(reply) or not may_repeat:
+                        return end
+                    # Pieces that ran out of time are asked for again, all under the same identity.
+                    partial, is_doubtful = end, True
                 error = _code(reply)
                 if _is_final(reply):
                     if error != "disk-full":
@@ -184,7 +196,7 @@ class Caller:
                 break
             self._node = self.dice.choice(self._nodes)
             await asyncio.sleep(min(self.dice.uniform(*BACKOFF_S), max(0.0, deadline - self._now())))
-        return End(None, "unknown" if is_doubtful else "refused", error, self._node)
+        return partial or End(None, "unknown" if is_doubtful else "refused", error, self._node)
 
     def _complete(self, operation: Operation, end: End, result: Any) -> Operation:
         operation.node = end.node
@@ -222,6 +234,10 @@ _TOLD = {
 }
 
 _PASSING = frozenset({"no-leader", "not-ready", "unavailable", "overloaded", "wrong-route", "conflict"})
+
+
+def _has_all_results(reply: Reply) -> bool:
+    return all(result["status"] not in (429, 503, 504) for result in json.loads(reply.body)["results"])
 
 
 def _is_final(reply: Reply) -> bool:

@@ -23,6 +23,8 @@ from chaos.workloads import WORKLOADS
 
 OK, VIOLATION, INCONCLUSIVE = 0, 1, 7
 EXPLAINED_MAX = 5
+READER_TIMEOUT_S = 0.8
+READER_PAUSE_S = 0.005
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +105,12 @@ class _Run:
         self._dice = random.Random(plan.seed)
         self._nemeses = list(nemeses)
         self._callers = [self._caller(number) for number in range(plan.clients)]
+        # Clients that also write get stuck at a node that cannot commit. A stale read there would pass
+        # unseen without some that do nothing but read at one node, and do not wait long.
+        self._readers = [
+            Caller(plan.clients + number, cluster.client, history, pin=name, timeout_s=READER_TIMEOUT_S)
+            for number, name in enumerate(cluster.names)
+        ]
         self._phases: list[tuple[str, float, float]] = []
         self._is_over = False
 
@@ -123,6 +131,8 @@ class _Run:
         async with asyncio.TaskGroup() as tasks:
             for caller in self._callers:
                 tasks.create_task(self._client(caller))
+            for reader in self._readers:
+                tasks.create_task(self._reader(reader))
             await self._phase("before", asyncio.sleep(plan.quiet_s))
             await self._phase("faults", self._break_things())
             begun = _now()
@@ -133,7 +143,7 @@ class _Run:
             await self._phase("after", asyncio.sleep(plan.quiet_s))
             self._is_over = True
         await self._read_everything()
-        for caller in self._callers:
+        for caller in (*self._callers, *self._readers):
             caller.close()
         return await asyncio.to_thread(self._judge, heal_s)
 
@@ -146,6 +156,11 @@ class _Run:
         while not self._is_over:
             await self._workload.step(caller)
             await asyncio.sleep(0)
+
+    async def _reader(self, reader: Caller) -> None:
+        while not self._is_over:
+            await self._workload.read(reader)
+            await asyncio.sleep(READER_PAUSE_S)
 
     async def _break_things(self) -> None:
         plan, end = self._plan, _now() + self._plan.faults_s
@@ -184,7 +199,7 @@ class _Run:
     def _judge(self, heal_s: float) -> Outcome:
         verdict = check(self._history.operations)
         unexpected: Counter[str] = Counter()
-        for caller in self._callers:
+        for caller in (*self._callers, *self._readers):
             unexpected += caller.unexpected
         faults = [fault for nemesis in self._nemeses for fault in nemesis.faults]
         outcome = Outcome(

@@ -54,6 +54,10 @@ class Workload:
     async def step(self, caller: Caller) -> None:
         raise NotImplementedError
 
+    async def read(self, caller: Caller) -> None:
+        """One read, by a client that does nothing else."""
+        await caller.get(self.keys.draw(caller))
+
     def final_reads(self) -> list[Callable[[Caller], Awaitable[object]]]:
         return [_reader(key) for key in self.keys.all()]
 
@@ -187,6 +191,10 @@ class Scan(Workload):
             await caller.put(caller.dice.choice(members), self.keys.value())
         else:
             await caller.scan(f"{{{group}}}.", members)
+
+    async def read(self, caller: Caller) -> None:
+        group = self.keys.draw(caller)
+        await caller.scan(f"{{{group}}}.", self._members(group))
 
     @staticmethod
     def _members(group: str) -> list[str]:

@@ -10,7 +10,9 @@ from typing import Any
 
 
 def reads_without_quorum() -> None:
-    """A leader serves reads at its commit index without asking whether it still leads (thesis 6.4)."""
+    """A leader serves reads at its commit index without asking whether it still leads (thesis 6.4), and
+    does not step down when it has not heard from a quorum, which would hide the fault most of the time."""
+    from kvstore.raft import leader
     from kvstore.raft.core import Core
 
     def read(core: Any, context: int) -> None:
@@ -20,7 +22,30 @@ def reads_without_quorum() -> None:
         else:
             core.reads_lost.append(context)
 
+    setattr(leader, "_check_quorum", lambda core: True)  # noqa: B010
     setattr(Core, "read", read)  # noqa: B010 - a plain assignment needs an ignore
+
+
+def reads_anywhere() -> None:
+    """A follower answers a linearizable read from what it has applied, without asking its leader."""
+    from kvstore.node.router import Router
+
+    then: Any = Router.read_then
+
+    def read_then(self: Any, shard: Any, query: Any, consistency: str, *others: Any, **named: Any) -> None:
+        then(self, shard, query, "stale", *others, **named)
+
+    setattr(Router, "read_then", read_then)  # noqa: B010
+
+
+def elects_anyone() -> None:
+    """A vote is granted to a candidate whose log lacks committed entries (Raft 5.4.1)."""
+    from kvstore.raft.log import RaftLog
+
+    def is_up_to_date(self: Any, last_index: int, last_term: int) -> bool:
+        return True
+
+    setattr(RaftLog, "is_up_to_date", is_up_to_date)  # noqa: B010
 
 
 def acknowledged_by_one() -> None:
@@ -64,6 +89,8 @@ def syncs_do_nothing() -> None:
 
 MUTANTS: dict[str, Callable[[], None]] = {
     "reads-without-quorum": reads_without_quorum,
+    "reads-anywhere": reads_anywhere,
+    "elects-anyone": elects_anyone,
     "acknowledged-by-one": acknowledged_by_one,
     "retries-run-again": retries_run_again,
     "syncs-do-nothing": syncs_do_nothing,
