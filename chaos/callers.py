@@ -10,7 +10,7 @@ import json
 import random
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -180,18 +180,18 @@ class Caller:
             else:
                 if reply.status < 300 or reply.status in (404, 412):
                     outcome: Outcome = "conflict" if reply.status == 412 else "ok"
-                    end = End(reply, outcome, "", node, is_doubtful)
                     if is_whole(reply) or not may_repeat:
-                        return end
+                        return End(reply, outcome, "", node, is_doubtful)
                     # Pieces that ran out of time are asked for again, all under the same identity.
-                    partial, is_doubtful = end, True
-                error = _code(reply)
-                if _is_final(reply):
-                    if error != "disk-full":
-                        self.unexpected[f"{method} {reply.status} {error}"] += 1
-                    is_doubtful = is_doubtful or (is_write and reply.status >= 500)
-                    break
-                is_doubtful = is_doubtful or (is_write and error == "outcome-unknown")
+                    partial, is_doubtful = End(reply, outcome, "", node, True), True
+                else:
+                    error = _code(reply)
+                    if _is_final(reply):
+                        if error != "disk-full":
+                            self.unexpected[f"{method} {reply.status} {error}"] += 1
+                        is_doubtful = is_doubtful or (is_write and reply.status >= 500)
+                        break
+                    is_doubtful = is_doubtful or (is_write and error == "outcome-unknown")
             if is_doubtful and not may_repeat:
                 break
             self._node = self.dice.choice(self._nodes)
