@@ -165,7 +165,7 @@ class Caller:
         is_whole: Callable[[Reply], bool] = lambda reply: True,
     ) -> End:
         deadline = self._now() + self._timeout_s
-        partial: End | None = None
+        partial: Reply | None = None
         may_repeat = self._is_identified or not is_write
         is_doubtful, error = False, "deadline"
         while (remaining := deadline - self._now()) > 0.001:
@@ -183,7 +183,7 @@ class Caller:
                     if is_whole(reply) or not may_repeat:
                         return End(reply, outcome, "", node, is_doubtful)
                     # Pieces that ran out of time are asked for again, all under the same identity.
-                    partial, is_doubtful = End(reply, outcome, "", node, True), True
+                    partial, is_doubtful = reply, is_doubtful or _has_doubtful_results(reply)
                 else:
                     error = _code(reply)
                     if _is_final(reply):
@@ -196,7 +196,9 @@ class Caller:
                 break
             self._node = self.dice.choice(self._nodes)
             await asyncio.sleep(min(self.dice.uniform(*BACKOFF_S), max(0.0, deadline - self._now())))
-        return partial or End(None, "unknown" if is_doubtful else "refused", error, self._node)
+        if partial is not None:
+            return End(partial, "ok", "", self._node, is_doubtful)
+        return End(None, "unknown" if is_doubtful else "refused", error, self._node)
 
     def _complete(self, operation: Operation, end: End, result: Any) -> Operation:
         operation.node = end.node
@@ -238,6 +240,10 @@ _PASSING = frozenset({"no-leader", "not-ready", "unavailable", "overloaded", "wr
 
 def _has_all_results(reply: Reply) -> bool:
     return all(result["status"] not in (429, 503, 504) for result in json.loads(reply.body)["results"])
+
+
+def _has_doubtful_results(reply: Reply) -> bool:
+    return any(result["status"] == 504 for result in json.loads(reply.body)["results"])
 
 
 def _is_final(reply: Reply) -> bool:

@@ -120,7 +120,9 @@ async def test_each_piece_of_a_batch_is_an_operation_of_its_own() -> None:
         ("put", "c", {"value": "1"}),
     ]
     async with scripted(answer) as server:
-        put, incr, get, refused = await Caller(0, {"n1": server.address}, History()).batch(pieces)
+        put, incr, get, refused = await Caller(0, {"n1": server.address}, History(), timeout_s=0.5).batch(
+            pieces
+        )
     assert put.result == {"revision": 3, "version": 1, "created": True}
     assert incr.result == {"value": 2, "revision": 4}
     assert (get.outcome, get.result) == ("ok", None)
@@ -130,5 +132,7 @@ async def test_each_piece_of_a_batch_is_an_operation_of_its_own() -> None:
 async def test_a_piece_that_is_refused_after_a_lost_attempt_stays_unknown() -> None:
     partly = Answer(200, {"results": [{"status": 503, "code": "no-leader"}]})
     async with scripted(in_turn(HANG_UP, partly)) as server:
-        (piece,) = await Caller(0, {"n1": server.address}, History()).batch([("put", "a", {"value": "1"})])
+        (piece,) = await Caller(0, {"n1": server.address}, History(), timeout_s=0.5).batch(
+            [("put", "a", {"value": "1"})]
+        )
     assert piece.outcome == "unknown"
