@@ -151,6 +151,15 @@ class Script:
         files.on_step = on_step
         return missed
 
+    def start_until_crash(self, name: NodeId) -> None:
+        """Start a node whose power may go while it starts."""
+        try:
+            self.cluster.start(name)
+        except Crashed:
+            self.cluster.processes.pop(name, None)
+            self.network.leave(name)
+            self.cluster.machines[name].files.crash(self.world.dice)
+
     def run_through_crashes(self, seconds: float) -> None:
         """Like `run`, with power cuts as told by `crash_at_step`."""
         end = self.world.now + seconds

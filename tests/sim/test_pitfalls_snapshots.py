@@ -14,7 +14,6 @@ from kvstore.raft.messages import SnapshotMeta
 from kvstore.store.machine import Machine
 from kvstore.types import LogIndex, NodeId
 from tests.sim.script import N1, N2, N3, Script
-from tests.support.sim_files import Crashed
 
 
 def _lagging_n3() -> tuple[Script, dict[str, str]]:
@@ -59,12 +58,8 @@ def node_crashes_at_every_step_of_an_install() -> None:
     steps: list[str] = []
     while True:
         missed = script.crash_at_step(N3, len(steps))
-        try:
-            script.restart(N3)
-        except Crashed:
-            script.cluster.machines[N3].files.crash(script.world.dice)
-        else:
-            script.run_through_crashes(1.5)
+        script.start_until_crash(N3)
+        script.run_through_crashes(1.5)
         if not missed:
             break
         steps += missed[:1]
