@@ -31,6 +31,7 @@ EVERYWHERE = (
     "torn_write",
     "power_loss_all",
     "pause",
+    "pause",
     "partition",
     "one_way_cut",
     "pair_cut",
@@ -43,7 +44,10 @@ EVERYWHERE = (
     "disk_full",
     "clock_jump",
     "transfer",
-    "transfer",
+    "transfer_and_cut",
+    "transfer_and_cut",
+    "rival",
+    "rival",
 )
 KINDS = {
     "plain": EVERYWHERE,
@@ -84,6 +88,10 @@ class Faults:
     # ---- processes -------------------------------------------------------------------------------
 
     def _any_process(self) -> Process | None:
+        """Often a leader: it is what most guards are about."""
+        leader = self._some_leader()[1]
+        if leader is not None and self.dice.random() < 0.5:
+            return leader
         names = sorted(self.cluster.processes)
         return self.cluster.processes[self.dice.choice(names)] if names else None
 
@@ -197,7 +205,8 @@ class Faults:
     # ---- disks -----------------------------------------------------------------------------------
 
     def _some_node(self) -> NodeId:
-        return self.dice.choice(self.cluster.config.node_ids())
+        process = self._any_process()
+        return process.name if process is not None else self.dice.choice(self.cluster.config.node_ids())
 
     def _slow_disk(self) -> str:
         disk = self.cluster.machines[self._some_node()].disk
@@ -278,8 +287,40 @@ class Faults:
         shard, leader = self._some_leader()
         if leader is None:
             return "nothing"
-        leader.node.ask_transfer(shard, self._some_node())
+        leader.node.ask_transfer(shard, self.dice.choice(self.cluster.config.node_ids()))
         return "transfer"
+
+    def _transfer_and_cut(self) -> str:
+        """Cut a leader off as soon as it has told another to campaign: it may not hear of the new term."""
+        shard, leader = self._some_leader()
+        if leader is None:
+            return "nothing"
+        heirs = [node_of(voter) for voter in leader.node.host.replicas[shard].core.configuration.voters]
+        leader.node.ask_transfer(shard, self.dice.choice(heirs))
+        others = [name for name in self.cluster.config.node_ids() if name != leader.name]
+        links = {(other, leader.name) for other in others}
+        self.world.after(self.dice.uniform(0.001, 0.01), self._cut, links)
+        return "transfer_and_cut"
+
+    def _rival(self) -> str:
+        """Let a follower that has lost its leader find a voter that has just restarted (schedule 39)."""
+        shard, leader = self._some_leader()
+        if leader is None:
+            return "nothing"
+        voters = [node_of(voter) for voter in leader.node.host.replicas[shard].core.configuration.voters]
+        others = [name for name in voters if name != leader.name and name in self.cluster.processes]
+        if len(others) < 2:
+            return "nothing"
+        rival, voter = self.dice.sample(others, 2)
+        self._cut_both_ways({(leader.name, rival)})
+
+        def restart() -> None:
+            if voter in self.cluster.processes:
+                self.cluster.kill(voter, power_loss=False)
+                self.world.after(0.05, self._start, voter)
+
+        self.world.after(self.dice.uniform(0.9, 2.0), restart)
+        return "rival"
 
     def _members(self) -> str:
         """Take the vote of some voters, or give it back to all: joint changes, proposed to the core."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kvstore.node.replica import Replica
 from kvstore.raft import Core
 from kvstore.raft.invariants import ClusterHistory, InvariantViolated, View, check, check_cluster
+from kvstore.raft.messages import Configuration
 from kvstore.types import ReplicaId, ShardId
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class ClusterInvariants:
         self._views: dict[tuple[int, ShardId, ReplicaId], View] = {}
         self._histories: dict[ShardId, ClusterHistory] = {}
         self._hashes: dict[tuple[ShardId, int], int] = {}
+        self._members: dict[tuple[ShardId, int], Configuration] = {}
         self._marks: dict[tuple[int, ShardId, ReplicaId], tuple[object, ...]] = {}
         self.checks = 0
         self.on_change: Callable[[Process, Replica], None] = lambda process, replica: None
@@ -74,10 +76,23 @@ class ClusterInvariants:
             self._views[key] = check(core, self._views.get(key))
             self._histories[replica.shard] = check_cluster([core], self._histories.get(replica.shard))
             self._check_hash(replica.shard, replica.machine.applied, replica.machine.state_hash)
+            self._check_members(replica)
 
     def _check_hash(self, shard: ShardId, applied: int, state_hash: int) -> None:
         known = self._hashes.setdefault((shard, applied), state_hash)
         if known != state_hash:
             raise InvariantViolated(
                 f"shard {shard} has two states at index {applied}: {known} and {state_hash}"
+            )
+
+    def _check_members(self, replica: Replica) -> None:
+        """Everyone who has applied as much has the same members in force (pitfalls 2, 16)."""
+        machine, core = replica.machine, replica.core
+        if machine.applied != core.applied_index or machine.applied == 0:
+            return  # the tablet of a snapshot is in place before its record is synced
+        known = self._members.setdefault((replica.shard, machine.applied), machine.configuration)
+        if not known == machine.configuration == core.configuration:
+            raise InvariantViolated(
+                f"shard {replica.shard} has other members at index {machine.applied} on {replica.me}: "
+                f"{known}, tablet {machine.configuration}, core {core.configuration}"
             )

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+from msgspec.structs import replace
+
 from kvstore.errors import DiskFull
 from kvstore.node.host import Host
 from kvstore.node.keeper import Keeper
@@ -308,8 +310,8 @@ def hard_state_lost() -> Iterator[None]:
     restore = Core._restore
 
     def forget(self: Core, restored: Any) -> None:
-        restored.hard_state = HardState(commit=restored.hard_state.commit)
-        restore(self, restored)
+        forgotten = HardState(commit=restored.hard_state.commit)
+        restore(self, replace(restored, hard_state=forgotten))
 
     with patch.object(Core, "_restore", forget):
         yield
@@ -321,8 +323,7 @@ def acknowledges_before_sync() -> Iterator[None]:
 
     def promise(self: Host, replica: Replica, ready: Any) -> None:
         self._post_raft(replica, ready.messages_after_sync)
-        ready.messages_after_sync = ()
-        persist(self, replica, ready)
+        persist(self, replica, replace(ready, messages_after_sync=()))
 
     with patch.object(Host, "_persist", promise):
         yield
@@ -394,7 +395,7 @@ def log_reclaimed_before_flush() -> Iterator[None]:
 
 @_planted(15, "a late snapshot is installed over a log that is further")
 def snapshot_over_newer_log() -> Iterator[None]:
-    install, offered = follower.install, follower.on_snapshot_offer
+    install = follower.install
 
     def blindly(core: Core, meta: Any) -> bool:
         if core.is_leader or meta.index > core.commit:
@@ -407,7 +408,6 @@ def snapshot_over_newer_log() -> Iterator[None]:
         return True
 
     with patch.object(follower, "install", blindly):
-        del offered
         yield
 
 
@@ -545,14 +545,13 @@ def repeated_forward_executed() -> Iterator[None]:
 
 @_planted(23, "a caller gets the answer of whatever entry came to stand at its index")
 def answer_of_another_entry() -> Iterator[None]:
-    answer, drop = Replica._answer_writers, Replica._drop_in_flight_above
+    answer = Replica._answer_writers
 
     def mixed(self: Replica, entries: Any, results: Any) -> None:
         for entry, found in zip(entries, results, strict=True):
             if entry.index in self.in_flight and found:
                 _term, calls = self.in_flight[entry.index]
                 self.in_flight[entry.index] = (entry.term, calls[: len(found)])
-                found += found[-1:] * 0
                 del found[len(calls) :]
         answer(self, entries, results)
 
@@ -560,7 +559,6 @@ def answer_of_another_entry() -> Iterator[None]:
         patch.object(Replica, "_answer_writers", mixed),
         patch.object(Replica, "_drop_in_flight_above", lambda self, index: None),
     ):
-        del drop
         yield
 
 

@@ -22,6 +22,7 @@ from tests.sim.cluster import Process, SimCluster
 from tests.sim.coverage import States
 from tests.sim.faults import Faults
 from tests.sim.invariants import ClusterInvariants
+from tests.sim.promises import watch_promises
 from tests.sim.world import World
 
 FAULT_PHASE_S = 25.0
@@ -70,7 +71,7 @@ class Scenario:
             self.cluster.observe = lambda name: Trace(name, raft_trace).of
         self._set_clocks(Random(f"{seed}/clocks"))
         self.history = History()
-        keys = [f"k{number}" for number in range(self.dice.choice((4, 8, 16)))] + ["count-a", "count-b"]
+        keys = [f"k{number}" for number in range(self.dice.choice((2, 4, 16)))] + ["count-a", "count-b"]
         self.clients = [
             Client(self.cluster, number, self.history, Random(f"{seed}/client/{number}"), keys)
             for number in range(8)
@@ -80,14 +81,19 @@ class Scenario:
             client.lease_share = lease_share
         self.failures: list[str] = []
         self.faults = Faults(self.cluster, Random(f"{seed}/faults"), self._start)
-        self.cluster.keeper = _keeper(Random(f"{seed}/keeper"))
+        self.cluster.keeper = _keeper(Random(f"{seed}/keeper"), self.faults.profile)
         self.states = States()
         self.cluster.states = self.states.counts
         self.cluster.on_process = self.states.watch_process
         self.invariants = ClusterInvariants(self.cluster, self.failures) if check_invariants else None
         if self.invariants is not None:
+            self.cluster.on_process = self._watch
             self.world.after_event = self.invariants.after_event
             self.invariants.on_change = self.states.on_change
+
+    def _watch(self, process: Process) -> None:
+        self.states.watch_process(process)
+        watch_promises(process, self.failures)
 
     def _set_clocks(self, dice: Random) -> None:
         """CLOCK_BOOTTIME starts anywhere, and no two crystals are equal (bounded, as lease reads assume)."""
@@ -215,9 +221,9 @@ class Scenario:
         )
 
 
-def _keeper(dice: Random) -> KeeperSettings | None:
+def _keeper(dice: Random, profile: str) -> KeeperSettings | None:
     """Often so little log is kept that whoever lags needs a snapshot, and flushes come every second."""
-    if dice.random() < 0.4:
+    if profile != "members" and dice.random() < 0.4:
         return None
     return KeeperSettings(
         memory_log_bytes_max=dice.choice((4_000, 20_000, 100_000)),
