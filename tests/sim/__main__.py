@@ -11,7 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import IO
+from contextlib import nullcontext
+from tempfile import TemporaryDirectory
 
 from tests.sim.coverage import Coverage
 from tests.sim.scenario import FAULT_PHASE_S, Outcome, Scenario
@@ -27,20 +28,37 @@ def main() -> int:
     )
     parser.add_argument("--no-invariants", action="store_true", help="only client histories and state hashes")
     parser.add_argument("--fault-s", type=float, default=FAULT_PHASE_S, help="simulated seconds of faults")
+    parser.add_argument(
+        "--rocksdb",
+        action="store_true",
+        help="tablets on RocksDB in a temporary directory, see real_tablets.py",
+    )
     options = parser.parse_args()
     if options.seed is not None:
         with open(options.raft_trace or os.devnull, "wb", buffering=1 << 20) as file:
             raft_trace = file if options.raft_trace else None
-            return _replay(options.seed, options.fault_s, raft_trace, not options.no_invariants)
+            with TemporaryDirectory(prefix="sim-") if options.rocksdb else nullcontext() as root:
+                scenario = Scenario(
+                    options.seed,
+                    check_invariants=not options.no_invariants,
+                    trace=True,
+                    fault_s=options.fault_s,
+                    raft_trace=raft_trace,
+                    tablets_root=root,
+                )
+                return _replay(scenario)
     if options.raft_trace:
         parser.error("--raft-trace needs --seed")
     started = time.monotonic()
     total = Coverage()
     for seed in _seeds(options.seeds, options.minutes):
-        outcome = run_seed(seed, options.fault_s, check_invariants=not options.no_invariants)
+        check_invariants = not options.no_invariants
+        outcome = run_seed(
+            seed, options.fault_s, check_invariants=check_invariants, on_rocksdb=options.rocksdb
+        )
         total.add(outcome)
         if outcome.failures:
-            print(report(outcome, options.fault_s), flush=True)
+            print(report(outcome, options.fault_s) + " --rocksdb" * options.rocksdb, flush=True)
         elapsed = time.monotonic() - started
         print(f"\r{total.line(elapsed)}", end="", file=sys.stderr)
     print(file=sys.stderr)
@@ -48,26 +66,26 @@ def main() -> int:
     return 1 if total.failed else 0
 
 
-def run_seed(seed: int, fault_s: float = FAULT_PHASE_S, *, check_invariants: bool = True) -> Outcome:
+def run_seed(
+    seed: int, fault_s: float = FAULT_PHASE_S, *, check_invariants: bool = True, on_rocksdb: bool = False
+) -> Outcome:
     """One seed; an exception of the code under test is a failure like any other."""
-    scenario = Scenario(seed, check_invariants=check_invariants, fault_s=fault_s)
-    try:
-        return scenario.run()
-    except Exception:  # noqa: BLE001 - recorded by the scenario
-        return scenario.outcome()
+    with TemporaryDirectory(prefix="sim-") if on_rocksdb else nullcontext() as root:
+        scenario = Scenario(seed, check_invariants=check_invariants, fault_s=fault_s, tablets_root=root)
+        try:
+            return scenario.run()
+        except Exception:  # noqa: BLE001 - recorded by the scenario
+            return scenario.outcome()
 
 
-def _replay(seed: int, fault_s: float, raft_trace: IO[bytes] | None, check_invariants: bool) -> int:
-    scenario = Scenario(
-        seed, check_invariants=check_invariants, trace=True, fault_s=fault_s, raft_trace=raft_trace
-    )
+def _replay(scenario: Scenario) -> int:
     try:
         outcome = scenario.run()
     finally:
         print("\n".join(scenario.world.trace or []))
     print(outcome.faults, outcome.states, outcome.counts)
     if outcome.failures:
-        print(report(outcome, fault_s))
+        print(report(outcome, scenario.fault_s))
     return 1 if outcome.failures else 0
 
 

@@ -23,6 +23,7 @@ from tests.sim.coverage import States
 from tests.sim.faults import Faults
 from tests.sim.invariants import ClusterInvariants
 from tests.sim.promises import watch_promises
+from tests.sim.real_tablets import put_on_rocksdb
 from tests.sim.world import World
 
 FAULT_PHASE_S = 25.0
@@ -47,7 +48,8 @@ class Outcome(msgspec.Struct):
 
 class Scenario:
     """`fault_s`: seconds of clients and faults together, before the healing. `raft_trace` is given a line
-    for every Raft event of all nodes (docs/trace.md)."""
+    for every Raft event of all nodes (docs/trace.md). With `tablets_root`, a real directory, tablets are
+    RocksDB's below it (`real_tablets.py`)."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Scenario:
         trace: bool = False,
         fault_s: float = FAULT_PHASE_S,
         raft_trace: IO[bytes] | None = None,
+        tablets_root: str | None = None,
     ) -> None:
         self.seed = seed
         self.fault_s = fault_s
@@ -69,6 +72,11 @@ class Scenario:
         self.cluster.on_exit = self._on_exit
         if raft_trace is not None:
             self.cluster.observe = lambda name: Trace(name, raft_trace).of
+        if tablets_root is not None:
+            for name, machine in self.cluster.machines.items():
+                put_on_rocksdb(
+                    machine, Random(f"{seed}/disk/{name}").getrandbits(32), f"{tablets_root}/{name}"
+                )
         self._set_clocks(Random(f"{seed}/clocks"))
         self.history = History()
         keys = [f"k{number}" for number in range(self.dice.choice((2, 4, 16)))] + ["count-a", "count-b"]
@@ -111,6 +119,8 @@ class Scenario:
             raise
         finally:
             self.history.close()
+            for machine in self.cluster.machines.values():
+                machine.on_death()
         return self.outcome()
 
     def _run(self) -> None:
