@@ -85,6 +85,7 @@ class Host:
         self._dirty: dict[ShardId, Replica] = {}
         self._pass_scheduled = False
         self._is_in_pass = False
+        self._holds_pass = False
         self._ticks = 0
         self._next_tick_at = 0.0
         self.is_stopped = False
@@ -115,7 +116,7 @@ class Host:
             self.schedule_pass()
 
     def schedule_pass(self) -> None:
-        if not self._pass_scheduled:
+        if not self._pass_scheduled and not self._holds_pass:
             self._pass_scheduled = True
             self.runtime.call_soon(self._run_pass)
 
@@ -137,10 +138,17 @@ class Host:
     def on_frame(self, node: NodeId, lane: Lane, frame: bytes) -> None:
         if self.is_stopped:
             return
-        for message in peer.decode(frame):
-            handler = self.on_message.get(type(message))
-            if handler is not None:
-                handler(node, message)
+        self._holds_pass = True
+        try:
+            for message in peer.decode(frame):
+                handler = self.on_message.get(type(message))
+                if handler is not None:
+                    handler(node, message)
+        finally:
+            self._holds_pass = False
+        # A peer waits for what follows from its frame: one turn of the loop is saved.
+        if self._dirty or self._outbox:
+            self._run_pass()
 
     def _on_raft(self, node: NodeId, envelope: peer.RaftMessages) -> None:
         replica = self.replicas.get(envelope.shard)
@@ -186,13 +194,11 @@ class Host:
     def _post_raft(self, replica: Replica, messages: tuple[Message, ...], *, is_first: bool = False) -> None:
         by_link: dict[tuple[NodeId, Lane], list[Message]] = {}
         for message in messages:
-            lane = Lane.CONTROL
-            if type(message) is AppendRequest:
-                lane = Lane.APPEND
-                if is_first and not message.entries:
-                    # Tells a follower the commit; whoever waits here for that commit comes first.
-                    self._notices.append((replica, message))
-                    continue
+            if is_first and _is_notice(message):
+                # Tells a follower the commit; whoever waits here for that commit comes first.
+                self._notices.append((replica, message))
+                continue
+            lane = Lane.APPEND if type(message) is AppendRequest else Lane.CONTROL
             if replica.core.observe is not None:
                 replica.core.trace_send(message)
             by_link.setdefault((node_of(message.target), lane), []).append(message)
@@ -352,6 +358,8 @@ class Host:
         for number in [number for number in replica.round_sent_at if number <= confirmed]:
             sent_at = replica.round_sent_at.pop(number)
             replica.lease_until = max(replica.lease_until, sent_at + self.settings.lease_s)
+            if replica.has_applied_all:
+                replica.heard_at = max(replica.heard_at, sent_at)
 
     def holds_lease(self, replica: Replica) -> bool:
         return (
@@ -387,6 +395,13 @@ class Host:
     def _watch_disk(self, now: float) -> None:
         if self.log.busy_s(now) > self.settings.disk_dead_s and not self.log.is_disk_full:
             self.fail(Fatal(f"the disk has not finished a log write for {self.log.busy_s(now):.0f} s"))
+
+
+def _is_notice(message: Message) -> bool:
+    """Whether a leader's message does nothing but tell the commit."""
+    if type(message) is Heartbeat:
+        return message.round == 0
+    return type(message) is AppendRequest and not message.entries
 
 
 def _halves(messages: list[peer.PeerMessage]) -> list[list[peer.PeerMessage]]:
