@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvstore.errors import NoLeader, OutcomeUnknown, ReadTimeout
+from kvstore.errors import DiskFull, NoLeader, OutcomeUnknown, ReadTimeout
 from kvstore.node.calls import Call, Stage, live
 from kvstore.types import ShardId
 
@@ -79,3 +79,29 @@ def test_live_expires_what_is_late_drops_what_is_answered_and_keeps_the_order() 
     assert live(calls, 2.0) == [calls[0], calls[2]]
     assert [len(caller.heard) for caller in callers] == [0, 1, 0, 1]
     assert isinstance(callers[1].heard[0][1], NoLeader)
+
+
+def test_a_doubtful_write_is_never_called_undone() -> None:
+    """An earlier attempt may still take effect, whatever became of the last one."""
+    refused, expired, broken = Caller(), Caller(), Caller()
+    for caller in (refused, expired, broken):
+        call = make_call(caller)
+        call.is_doubtful = True
+        if caller is refused:
+            call.fail(DiskFull("no space"))
+        elif caller is expired:
+            call.expire()
+        else:
+            call.fail(OutcomeUnknown("lost"))
+    for caller in (refused, expired, broken):
+        [(_answer, error)] = caller.heard
+        assert isinstance(error, OutcomeUnknown)
+    assert "no space" in str(refused.heard[0][1])
+
+
+def test_a_doubtful_write_that_succeeds_has_succeeded() -> None:
+    caller = Caller()
+    call = make_call(caller)
+    call.is_doubtful = True
+    call.finish("result")
+    assert caller.heard == [("result", None)]
