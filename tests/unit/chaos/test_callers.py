@@ -136,3 +136,21 @@ async def test_a_piece_that_is_refused_after_a_lost_attempt_stays_unknown() -> N
             [("put", "a", {"value": "1"})]
         )
     assert piece.outcome == "unknown"
+
+
+async def test_a_batch_is_repeated_until_every_piece_has_its_answer() -> None:
+    late = Answer(200, {"results": [{"status": 504, "code": "outcome-unknown"}]})
+    done = Answer(200, {"results": [{"status": 201, "revision": 3, "version": 1, "created": True}]})
+    async with scripted(in_turn(late, done)) as server:
+        (piece,) = await Caller(0, {"n1": server.address}, History()).batch([("put", "a", {"value": "1"})])
+    assert piece.outcome == "ok"
+    assert [item.headers["KV-Sequence"] for item in server.arrived] == ["1", "1"]
+
+
+async def test_a_piece_without_answer_at_the_deadline_stays_unknown() -> None:
+    late = Answer(200, {"results": [{"status": 504, "code": "outcome-unknown"}]})
+    refused = Answer(200, {"results": [{"status": 503, "code": "no-leader"}]})
+    async with scripted(in_turn(late, refused)) as server:
+        caller = Caller(0, {"n1": server.address}, History(), timeout_s=0.3)
+        (piece,) = await caller.batch([("put", "a", {"value": "1"})])
+    assert piece.outcome == "unknown"
