@@ -43,6 +43,8 @@ class Client:
         self.is_stopped = False
         self.lease_share = 0.28
         """Of the reads, how many may be answered under a lease."""
+        self.favourite_share = 0.0
+        """How much goes to one key of all clients: a stale read shows only if somebody wrote meanwhile."""
 
     def start(self) -> None:
         self.world.after(self.dice.uniform(0, 0.2), self._next)
@@ -56,6 +58,8 @@ class Client:
 
     def _choose(self) -> tuple[str, str, Any, tuple[str, str, dict[str, str], bytes]]:
         key = self.dice.choice(self.keys)
+        if self.dice.random() < self.favourite_share:
+            key = self.keys[0]
         path = f"/v1/kv/{key}"
         draw = self.dice.random()
         if key.startswith("count"):

@@ -14,7 +14,7 @@ from kvstore.files import join
 from kvstore.raft import NotLeader, ProposalDropped
 from kvstore.raft.membership import Change
 from kvstore.raft.messages import Configuration
-from kvstore.types import META_SHARD, NodeId, ShardId, node_of
+from kvstore.types import META_SHARD, NodeId, ShardId, Term, node_of
 from kvstore.wal.batch import nonce_of, starts
 from kvstore.wal.segment import HEADER_BYTES, number_of
 from tests.sim.cluster import DATA, Process, SimCluster
@@ -83,7 +83,7 @@ class Faults:
         fired: str = getattr(self, f"_{kind}")()
         self.fired[fired] = self.fired.get(fired, 0) + 1
         self.world.note(f"fault {fired}")
-        self.world.after(self.dice.uniform(0.3, 3.0), self._next)
+        self.world.after(self.dice.uniform(0.2, 2.2), self._next)
 
     # ---- processes -------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class Faults:
         process = self._any_process()
         if process is None:
             return "nothing"
-        process.runtime.paused_until = self.world.now + self.dice.choice((0.3, 1.5, 4.0))
+        process.runtime.paused_until = self.world.now + self.dice.choice((0.3, 1.8, 2.2, 4.0))
         return "pause"
 
     def _clock_jump(self) -> str:
@@ -291,19 +291,33 @@ class Faults:
         return "transfer"
 
     def _transfer_and_cut(self) -> str:
-        """Cut a leader off as soon as it has told another to campaign: it may not hear of the new term."""
+        """Cut a leader off right when its heir campaigns: it does not hear of the new term."""
         shard, leader = self._some_leader()
         if leader is None:
             return "nothing"
-        heirs = [node_of(voter) for voter in leader.node.host.replicas[shard].core.configuration.voters]
+        core = leader.node.host.replicas[shard].core
+        heirs = [node_of(voter) for voter in core.configuration.voters if voter != core.me]
+        if not heirs:
+            return "nothing"
         leader.node.ask_transfer(shard, self.dice.choice(heirs))
-        others = [name for name in self.cluster.config.node_ids() if name != leader.name]
-        links = {(other, leader.name) for other in others}
-        self.world.after(self.dice.uniform(0.001, 0.01), self._cut, links)
+        self._cut_off_at_new_term(leader, shard, core.term, self.world.now + 0.5)
         return "transfer_and_cut"
 
+    def _cut_off_at_new_term(self, leader: Process, shard: ShardId, term: Term, until: float) -> None:
+        terms = [
+            replica.core.term
+            for process in self.cluster.processes.values()
+            for replica in process.replicas()
+            if replica.shard == shard
+        ]
+        if max(terms, default=0) > term:
+            self._cut({(each, leader.name) for each in self.cluster.config.node_ids() if each != leader.name})
+        elif self.world.now < until and not self.is_healing:
+            self.world.after(0.0002, self._cut_off_at_new_term, leader, shard, term, until)
+
     def _rival(self) -> str:
-        """Let a follower that has lost its leader find a voter that has just restarted (schedule 39)."""
+        """A follower that has lost its leader campaigns, and asks a voter that may not listen to it: the
+        voter hears the leader, or did before it restarted (schedule 39). The leader does not hear of it."""
         shard, leader = self._some_leader()
         if leader is None:
             return "nothing"
@@ -313,13 +327,18 @@ class Faults:
             return "nothing"
         rival, voter = self.dice.sample(others, 2)
         self._cut_both_ways({(leader.name, rival)})
+        does_restart = self.dice.random() < 0.5
 
-        def restart() -> None:
-            if voter in self.cluster.processes:
-                self.cluster.kill(voter, power_loss=False)
-                self.world.after(0.05, self._start, voter)
+        def go_on() -> None:
+            if does_restart:
+                self._cut_both_ways({(voter, leader.name)})
+                if voter in self.cluster.processes:
+                    self.cluster.kill(voter, power_loss=False)
+                    self.world.after(0.05, self._start, voter)
+            else:
+                self._cut({(voter, leader.name)})
 
-        self.world.after(self.dice.uniform(0.9, 2.0), restart)
+        self.world.after(self.dice.uniform(0.9, 1.8), go_on)
         return "rival"
 
     def _members(self) -> str:

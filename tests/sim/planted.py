@@ -1,8 +1,10 @@
 """Does the simulator find planted bugs? `python -m tests.sim.planted [--names A,B] [--seeds 1-200]`.
 
-For each mutation of `mutations.py` the first seed that notices anything: an exception, a node that stops
-for no reason, an invariant, a history that is not linearizable, replicas that differ. With
-`--no-invariants` only client histories and state hashes count. Exit 1 if a mutation survives.
+For each mutation of `mutations.py`: the first seed that notices anything (an exception, a node that stops
+for no reason, an invariant, a history that is not linearizable, replicas that differ), and the first that
+notices it from outside, by client histories and states of replicas alone. Invariants only look, so one
+run tells both. With `--no-invariants` they are off, and only what is seen from outside counts. Exit 1 if a
+mutation survives.
 """
 
 from __future__ import annotations
@@ -21,26 +23,42 @@ SEEN_FROM_OUTSIDE = ("not linearizable", "replicas of shard", "tablets of shard"
 
 
 class Finding(NamedTuple):
-    name: str
-    pitfall: int
+    """Seeds are None where the mutation survived."""
+
     seed: int | None
-    """The first that caught it, None if it survived."""
-    what: str
+    outside_seed: int | None
+    sign: str
+    outside_sign: str
+    last_seed: int
     seconds: float
 
 
-def hunt(mutation: Mutation, seeds: Iterable[int], *, check_invariants: bool = True) -> Finding:
-    """Run seeds with the bug planted until one notices it."""
+def hunt(
+    mutation: Mutation,
+    seeds: Iterable[int],
+    *,
+    check_invariants: bool = True,
+    wants_outside: bool = False,
+    limit_s: float = float("inf"),
+) -> Finding:
+    """Run seeds with the bug planted until one notices it; with `wants_outside`, until one sees it from
+    outside."""
     started = time.monotonic()
+    found: Finding = Finding(None, None, "SURVIVED", "", 0, 0.0)
     for seed in seeds:
         with mutation.plant():
             failures = run_seed(seed, check_invariants=check_invariants).failures
-        if not check_invariants:
-            failures = [failure for failure in failures if failure.startswith(SEEN_FROM_OUTSIDE)]
-        if failures:
-            what = failures[0].splitlines()[0]
-            return Finding(mutation.name, mutation.pitfall, seed, what, time.monotonic() - started)
-    return Finding(mutation.name, mutation.pitfall, None, "SURVIVED", time.monotonic() - started)
+        outside = [failure for failure in failures if failure.startswith(SEEN_FROM_OUTSIDE)]
+        signs = failures if check_invariants else outside
+        if signs and found.seed is None:
+            found = found._replace(seed=seed, sign=signs[0].splitlines()[0])
+        if outside:
+            found = found._replace(outside_seed=seed, outside_sign=outside[0])
+        found = found._replace(last_seed=seed, seconds=time.monotonic() - started)
+        is_over = found.outside_seed if wants_outside else found.seed
+        if is_over is not None or found.seconds > limit_s:
+            break
+    return found
 
 
 def main() -> int:
@@ -48,19 +66,33 @@ def main() -> int:
     parser.add_argument("--names", help="only these, separated by commas")
     parser.add_argument("--seeds", default="1-200", help="FIRST-LAST (default 1-200)")
     parser.add_argument("--no-invariants", action="store_true", help="only client histories and state hashes")
+    parser.add_argument(
+        "--quick", action="store_true", help="do not go on for the first seed seen from outside"
+    )
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="wall time for each mutation")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     names = options.names.split(",") if options.names else list(MUTATIONS)
     first, _, last = options.seeds.partition("-")
-    survived = 0
-    print(f"{'mutation':40} {'pitfall':>7} {'seed':>5} {'wall s':>7}  first sign", flush=True)
+    survived = outside = 0
+    print(f"{'mutation':40} pitfall  seed outside  last  wall s  first sign", flush=True)
     for name in names:
-        seeds = range(int(first), int(last or first) + 1)
-        found = hunt(MUTATIONS[name], seeds, check_invariants=not options.no_invariants)
+        mutation = MUTATIONS[name]
+        found = hunt(
+            mutation,
+            range(int(first), int(last or first) + 1),
+            check_invariants=not options.no_invariants,
+            wants_outside=not options.quick,
+            limit_s=options.limit_s,
+        )
         survived += found.seed is None
-        seed = found.seed if found.seed is not None else "-"
-        print(f"{name:40} {found.pitfall:>7} {seed:>5} {found.seconds:>7.1f}  {found.what[:110]}", flush=True)
-    print(f"{len(names) - survived} of {len(names)} were found")
+        outside += found.outside_seed is not None
+        print(
+            f"{name:40} {mutation.pitfall:>7} {found.seed or '-':>5} {found.outside_seed or '-':>7} "
+            f"{found.last_seed:>5} {found.seconds:>7.1f}  {found.sign[:110]}",
+            flush=True,
+        )
+    print(f"{len(names) - survived} of {len(names)} were found, {outside} from outside")
     return 1 if survived else 0
 
 

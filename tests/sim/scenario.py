@@ -84,9 +84,9 @@ class Scenario:
             Client(self.cluster, number, self.history, Random(f"{seed}/client/{number}"), keys)
             for number in range(8)
         ]
-        lease_share = self.dice.choice((0.1, 0.5, 0.9))
         for client in self.clients:
-            client.lease_share = lease_share
+            client.lease_share = 0.5
+            client.favourite_share = 0.4
         self.failures: list[str] = []
         self.faults = Faults(self.cluster, Random(f"{seed}/faults"), self._start)
         self.cluster.keeper = _keeper(Random(f"{seed}/keeper"), self.faults.profile)
@@ -116,6 +116,7 @@ class Scenario:
             self._run()
         except Exception as error:
             self.failures.append(f"{type(error).__name__}: {error}")
+            self._judge_history()
             raise
         finally:
             self.history.close()
@@ -133,10 +134,10 @@ class Scenario:
         self.faults.begin()
         self.world.run_until(self.world.now + self.fault_s)
         self._heal()
-        self.world.run_until(self.world.now + 5.0)
+        self.world.run_until(self.world.now + 2.0)
         for client in self.clients:
             client.is_stopped = True
-        self.world.run_until(self.world.now + 8.0)
+        self.world.run_until(self.world.now + 6.0)
         self._judge()
 
     def _start_nodes(self) -> None:
@@ -179,13 +180,16 @@ class Scenario:
         elif not self.world.run_while(lambda: not self.faults.is_mended, HEAL_S):
             self.failures.append("members are still missing long after healing")
 
-    def _judge(self) -> None:
+    def _judge_history(self) -> None:
         verdict = check(self.history.operations)
         for violation in verdict.violations:
             self.failures.append(f"not linearizable: {violation.keys} at {violation.operation}")
         for keys in verdict.undecided:
             self.cluster.count("undecided_partitions")
             self.world.note(f"undecided {keys}")
+
+    def _judge(self) -> None:
+        self._judge_history()
         for shard, hashes in self.cluster.state_hashes().items():
             self.world.note(f"shard {shard} ends as {sorted(hashes.items())}")
             if len(set(hashes.values())) > 1:

@@ -1,0 +1,51 @@
+"""Bugs that are planted are found: a few here, all of them among the long tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sim.mutations import MUTATIONS
+from tests.sim.planted import hunt
+
+SOON = (
+    "applied_index_ahead_of_data",
+    "lease_kept_after_transfer",
+    "lease_never_ends",
+    "leader_counts_unsynced",
+    "read_without_quorum",
+)
+"""Found within the first few seeds."""
+FEATURES_MISSING = {3, 4, 24}
+AVAILABILITY_ONLY = {17, 18, 21, 22}
+"""What a bug there costs first is progress, and then quarantine; schedules of their own prove these."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level(100):
+        yield
+
+
+@pytest.mark.parametrize("name", SOON)
+def test_planted_bug_is_found_soon(name: str) -> None:
+    found = hunt(MUTATIONS[name], range(1, 9))
+    assert found.seed is not None
+
+
+def test_every_pitfall_has_a_planted_bug() -> None:
+    planted = {mutation.pitfall for mutation in MUTATIONS.values()}
+    assert set(range(1, 26)) - planted == FEATURES_MISSING | AVAILABILITY_ONLY
+
+
+@pytest.mark.sim_long
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_planted_bug_is_found_within_200_seeds(name: str) -> None:
+    assert hunt(MUTATIONS[name], range(1, 201)).seed is not None
+
+
+@pytest.mark.sim_long
+def test_half_of_the_planted_bugs_show_without_invariants() -> None:
+    found = [hunt(each, range(1, 201), check_invariants=False).seed for each in MUTATIONS.values()]
+    assert 2 * sum(seed is not None for seed in found) >= len(found)
