@@ -240,9 +240,7 @@ def own_clock_in_state() -> Iterator[None]:
                 op[2] = op[2] + directory[-1:]
         return apply(draft, ops)
 
-    from kvstore.store import machine
-
-    with patch.object(mvcc, "apply_ops", stamped), patch.object(machine.mvcc, "apply_ops", stamped):
+    with patch.object(mvcc, "apply_ops", stamped), patch("kvstore.store.sessions.apply_ops", stamped):
         yield
 
 
