@@ -29,6 +29,9 @@ from kvstore.wire import peer
 
 log = logging.getLogger(__name__)
 
+NOTICE_S = 0.005
+"""How long a follower may wait to be told a commit, if nothing else is sent to it meanwhile."""
+
 
 class HostSettings(msgspec.Struct, frozen=True):
     """Times in seconds."""
@@ -81,7 +84,9 @@ class Host:
         self._transport = transport
         self._on_fatal = on_fatal
         self._outbox: dict[tuple[NodeId, Lane], list[peer.PeerMessage]] = {}
-        self._notices: list[tuple[Replica, Message]] = []
+        self._notices: dict[tuple[ShardId, ReplicaId], tuple[Replica, Message]] = {}
+        """Commits that followers were not told yet, by shard and follower."""
+        self._is_notice_due = False
         self._dirty: dict[ShardId, Replica] = {}
         self._pass_scheduled = False
         self._is_in_pass = False
@@ -195,15 +200,33 @@ class Host:
         by_link: dict[tuple[NodeId, Lane], list[Message]] = {}
         for message in messages:
             if is_first and _is_notice(message):
-                # Tells a follower the commit; whoever waits here for that commit comes first.
-                self._notices.append((replica, message))
+                self._put_off(replica, message)
                 continue
-            lane = Lane.APPEND if type(message) is AppendRequest else Lane.CONTROL
+            lane = Lane.CONTROL
+            if type(message) is AppendRequest:
+                lane = Lane.APPEND
+                # It tells the commit too.
+                self._notices.pop((replica.shard, message.target), None)
             if replica.core.observe is not None:
                 replica.core.trace_send(message)
             by_link.setdefault((node_of(message.target), lane), []).append(message)
         for (node, lane), batch in by_link.items():
             self.post(node, lane, peer.RaftMessages(replica.shard, tuple(batch)))
+
+    def _put_off(self, replica: Replica, notice: Message) -> None:
+        """Under load the next append tells the commit soon enough: a frame to each follower and its pass
+        are saved for every write of a lone caller."""
+        self._notices[replica.shard, notice.target] = (replica, notice)
+        if not self._is_notice_due:
+            self._is_notice_due = True
+            self.runtime.call_later(NOTICE_S, self.tell_commits)
+
+    def tell_commits(self) -> None:
+        """Tell followers the commits they were not told yet, now: a read there may wait for one."""
+        self._is_notice_due = False
+        notices, self._notices = self._notices, {}
+        for replica, notice in notices.values():
+            self._post_raft(replica, (notice,))
 
     # ---- the pass --------------------------------------------------------------------------------
 
@@ -223,9 +246,6 @@ class Host:
         for replica in dirty.values():
             self._apply(replica)
         self.log.flush()
-        notices, self._notices = self._notices, []
-        for replica, notice in notices:
-            self._post_raft(replica, (notice,))
         self._send_frames()
         self._is_in_pass = False
 

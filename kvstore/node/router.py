@@ -236,6 +236,7 @@ class Router:
         def reply(index: LogIndex | None) -> None:
             error = None if index is not None else WrongRoute.code
             self._host.post(node, Lane.CONTROL, peer.IndexReply(request.id, index or LogIndex(0), error))
+            self._host.tell_commits()
 
         if replica is None or replica.led_term is None:
             reply(None)
