@@ -16,9 +16,9 @@ from chaos.network import NetworkedCluster, can_make_networks
 from chaos.network_faults import NETWORK_NEMESES
 from chaos.targets import LocalCluster, plant
 
-TARGETS = ("local", "netns", "compose")
+TARGETS = ("local", "netns", "hosts", "compose")
 """local: processes on loopback. netns: processes in namespaces, joined by a switch that can be broken.
-compose: the containers of docker-compose.yml."""
+hosts: another word for netns. compose: the containers of docker-compose.yml."""
 
 _BY_STRACE = ("slow-disk", "fail-disk")
 
