@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import Any
 
 import msgspec
 import pytest
 
 from kvstore.node.router import Router
-from kvstore.store.draft import Draft
-from kvstore.store.mvcc import apply_ops
-from kvstore.store.results import CommandResult
-from kvstore.store.sessions import Sessions
 from kvstore.types import NodeId
 from kvstore.wire import peer
+from tests.sim.guards import execute_every_time
 from tests.sim.script import N1, N2, N3, Pending, Script
 
 NODES = (N1, N2, N3)
@@ -50,13 +46,6 @@ def _lose_answers(script: Script, dice: Random, share: float) -> None:
         return None if isinstance(message, peer.ForwardReply) and dice.random() < share else message
 
     script.network.sift = pass_most
-
-
-def _execute_every_time(patch: pytest.MonkeyPatch) -> None:
-    def run(sessions: Sessions, draft: Draft, command: list[Any]) -> CommandResult:
-        return CommandResult(False, apply_ops(draft, command[1:]))
-
-    patch.setattr(Sessions, "run", run)
 
 
 # --- 23: a client's retry is a second write (etcd #14890 #18424; Jepsen jetcd)
@@ -132,7 +121,7 @@ def test_pitfall_23_a_write_tried_again_with_its_identity_counts_once() -> None:
 
 
 def test_pitfall_23_a_repeated_write_is_caught_without_its_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    _execute_every_time(monkeypatch)
+    execute_every_time(monkeypatch)
     with pytest.raises(AssertionError, match="tried again counted twice"):
         answers_are_lost_and_clients_try_again()
 
@@ -236,6 +225,6 @@ class TestPitfall38:
     def test_pitfall_38_each_write_is_caught_without_its_guard(
         self, schedule: Callable[[], None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        _execute_every_time(monkeypatch)
+        execute_every_time(monkeypatch)
         with pytest.raises(AssertionError, match="counted twice|answered in two ways|done twice"):
             schedule()

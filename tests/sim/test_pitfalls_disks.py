@@ -5,21 +5,19 @@ Each schedule runs twice: as it ships, and with its guard taken away. It must fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from kvstore.errors import WalPoisoned
 from kvstore.node import log_writer
 from kvstore.node.host import Host
-from kvstore.node.log_writer import LogWriter, Promise
 from kvstore.node.router import Router
 from kvstore.raft import output
 from kvstore.raft.log import Flight
 from kvstore.types import NodeId
-from kvstore.wal import Record, recovery
+from kvstore.wal import recovery
 from kvstore.wal.replay import Replay
 from kvstore.wal.segment import Segment
+from tests.sim.guards import acknowledge_before_the_sync
 from tests.sim.script import N1, N2, N3, SHARD, Pending, Script, Tear
 
 THREAD, LOOP = 2, 1
@@ -77,28 +75,13 @@ def one_node_loses_power_and_the_other_never_returns() -> None:
     script.check()
 
 
-def _acknowledge_before_the_sync(patch: pytest.MonkeyPatch) -> None:
-    def submit(
-        writer: LogWriter,
-        records: list[Record],
-        promises: list[Promise],
-        callbacks: list[Callable[[], None]],
-        *,
-        is_inline: bool = False,
-    ) -> None:
-        writer._runtime.in_thread(lambda: writer._wal.append(records), lambda _, error: None, lane="wal")
-        writer._completed(promises, callbacks)
-
-    patch.setattr(LogWriter, "_submit", submit)
-
-
 @pytest.mark.parametrize("seed", [THREAD, LOOP], ids=["thread", "loop"])
 def test_pitfall_07_a_single_node_acknowledges_only_what_a_power_cut_leaves(seed: int) -> None:
     single_node_loses_power_at_each_answer(seed)
 
 
 def test_pitfall_07_an_early_answer_is_caught_without_its_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    _acknowledge_before_the_sync(monkeypatch)
+    acknowledge_before_the_sync(monkeypatch)
     with pytest.raises(AssertionError, match="k0 was acknowledged and is gone"):
         single_node_loses_power_at_each_answer(THREAD)
 
@@ -110,7 +93,7 @@ def test_pitfall_10_a_majority_without_one_power_cut_and_one_partition_still_has
 def test_pitfall_10_acknowledging_without_sync_is_caught_without_its_guard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _acknowledge_before_the_sync(monkeypatch)
+    acknowledge_before_the_sync(monkeypatch)
     with pytest.raises(AssertionError, match="last was acknowledged and is gone"):
         one_node_loses_power_and_the_other_never_returns()
 

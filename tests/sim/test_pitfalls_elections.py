@@ -11,12 +11,10 @@ import msgspec
 import pytest
 
 from kvstore.node.beats import Beats, Led
-from kvstore.node.host import Host
-from kvstore.node.log_writer import Promise
-from kvstore.node.replica import Replica
 from kvstore.raft import Core, candidate, leader, quorum
-from kvstore.raft.messages import AppendRequest, Heartbeat, Message, Ready, VoteReply, VoteRequest
+from kvstore.raft.messages import AppendRequest, Heartbeat, Message, VoteReply, VoteRequest
 from kvstore.types import LogIndex, NodeId, Term
+from tests.sim.guards import promise_before_the_sync
 from tests.sim.script import N1, N2, N3, Script
 
 N4, N5 = NodeId("n4"), NodeId("n5")
@@ -167,21 +165,12 @@ def voter_loses_power_when_its_vote_has_left() -> None:
     script.check()
 
 
-def _promise_before_the_sync(patch: pytest.MonkeyPatch) -> None:
-    def persist(host: Host, replica: Replica, ready: Ready) -> None:
-        host._post_raft(replica, ready.messages_after_sync)
-        replica.unsynced_readies += 1
-        host.log.add(host._records(replica, ready), Promise(replica, ready.number, ()))
-
-    patch.setattr(Host, "_persist", persist)
-
-
 def test_pitfall_09_a_vote_leaves_only_when_it_survives_a_power_cut() -> None:
     voter_loses_power_when_its_vote_has_left()
 
 
 def test_pitfall_09_a_forgotten_vote_is_caught_without_its_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    _promise_before_the_sync(monkeypatch)
+    promise_before_the_sync(monkeypatch)
     with pytest.raises(AssertionError, match="n3 gave two votes in term"):
         voter_loses_power_when_its_vote_has_left()
 
