@@ -115,13 +115,12 @@ def process_sleeps_in_the_middle_of_a_lease_read() -> None:
         machine.query = query  # type: ignore[method-assign]
         found = query(asked)
         process.runtime.paused_until = script.world.now + 6.0
-        others: list[NodeId] = []
-        script.run_until(lambda: bool(others.extend(_leaders(script)) or others), 5.0, "another leader")
-        _write_at(script, others[0])
+        script.run_until(lambda: bool(_leaders(script)), 5.0, "another leader")
+        _write_at(script, _leaders(script)[0])
         script.world.run_until(process.runtime.paused_until)
         return found
 
-    machine.query = query_and_sleep  # type: ignore[method-assign]
+    machine.query = query_and_sleep  # type: ignore[method-assign, assignment]
     read = script.send(N1, "GET", "/v1/kv/a?consistency=lease")
     script.run_until(lambda: read.is_done, 9.0, "the read is answered")
     _assert_not_stale(read, "after the process had slept")

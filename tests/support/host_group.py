@@ -248,4 +248,5 @@ def value_of(answer: ReadAnswer) -> bytes | None:
 
 
 def result_of(answer: Answer) -> list[Any]:
-    return answer.result.results[0]
+    result: list[Any] = answer.result.results[0]
+    return result

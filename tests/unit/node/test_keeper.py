@@ -128,7 +128,7 @@ class TestFlushing:
         assert kept.replica.unflushed_bytes == unflushed
         assert not kept.replica.is_flushing
         assert not kept.node.fatal
-        del kept.replica.machine.flush  # type: ignore[attr-defined]
+        del kept.replica.machine.flush
         kept.flush()
         assert kept.replica.machine.durable_applied == kept.replica.machine.applied
 
