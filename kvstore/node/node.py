@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kvstore.config import Config, agreed_facts, config_hash
-from kvstore.errors import Corrupt, NotReady
+from kvstore.errors import Corrupt
 from kvstore.files import Files, join
 from kvstore.node.boot import Boot
 from kvstore.node.boot_runner import BootRunner
@@ -344,7 +344,3 @@ class Node:
             return
         self.router.sweep()
         self.runtime.call_later(self.host.settings.tick_s, self._sweep)
-
-    def require_ready(self) -> None:
-        if not self._is_hosting:
-            raise NotReady("; ".join(self.waiting_for()), retry_after=1)

@@ -341,12 +341,3 @@ class Replica:
                 if not call.identified:
                     call.fail(OutcomeUnknown("a snapshot replaced the log that held this write"))
         return old
-
-    def fail_all(self, make_error: Callable[[Call], BaseException]) -> None:
-        for call in list(self.waiting_calls()):
-            call.fail(make_error(call))
-        self.queue.clear()
-        self.queue_bytes = 0
-        self.in_flight.clear()
-        self.reads_new, self.reads_indexed = [], []
-        self.reads_confirming.clear()
