@@ -261,11 +261,12 @@ class Host:
         if not core.has_ready():
             self._watch_role(replica)
             return
-        round_before = core.round
         ready = core.take_ready()
         self._watch_role(replica)
-        if core.round != round_before or replica.led_term is not None:
-            replica.round_sent_at.setdefault(core.round, self.runtime.now())
+        if replica.led_term is not None and core.round > replica.round_dated:
+            # Once only: a round that was confirmed already says nothing about the present.
+            replica.round_dated = core.round
+            replica.round_sent_at[core.round] = self.runtime.now()
         if ready.messages_now:
             self._post_raft(replica, ready.messages_now, is_first=True)
         self._persist(replica, ready)
@@ -364,6 +365,7 @@ class Host:
         was_leading = replica.led_term is not None
         replica.led_term = leads
         replica.round_sent_at.clear()
+        replica.round_dated = 0
         replica.lease_until = 0.0
         if leads is not None:
             replica.clock_base_ms = max(replica.machine.clock_ms, core.clock_ms)

@@ -94,6 +94,9 @@ class Replica:
         self.heard_at = -1.0
         """When a leader's word last covered everything applied here; bounds a stale read's age."""
         self.round_sent_at: dict[int, float] = {}
+        """When the rounds of this term left that no quorum has answered yet."""
+        self.round_dated = 0
+        """The newest round of this term that was entered there."""
         self.lease_until = 0.0
 
     @property

@@ -187,6 +187,47 @@ def test_pitfall_06_a_lease_that_runs_out_is_caught_without_its_guard(
         leader_wakes_and_is_asked_before_it_hears_anything()
 
 
+def leader_wakes_and_takes_a_write_before_it_is_read() -> None:
+    script = _led_by_n1()
+    script.run_until(lambda: script.replica(N1).core.quiet, 3.0, "the shard is quiet")
+    script.process(N1).runtime.paused_until = script.world.now + 5.0
+    script.part(N1)
+    script.run_until(lambda: bool(_leaders(script)), 4.5, "another leader")
+    _write_at(script, _leaders(script)[0])
+    script.world.run_until(script.process(N1).runtime.paused_until)
+    script.send(N1, "PUT", "/v1/kv/b", b"1")
+    script.run(0.005)
+    read = script.send(N1, "GET", "/v1/kv/a?consistency=lease")
+    script.run(0.2)
+    _assert_not_stale(read, "under a lease that no round had confirmed")
+    script.mend()
+    script.run_until(lambda: read.is_done, 6.0, "the read is answered")
+    script.check()
+
+
+def _date_rounds_again_and_again(patch: pytest.MonkeyPatch) -> None:
+    advance = Host.advance
+
+    def advance_and_date(host: Host, replica: Replica) -> None:
+        advance(host, replica)
+        if replica.led_term is not None:
+            replica.round_sent_at.setdefault(replica.core.round, host.runtime.now())
+
+    patch.setattr(Host, "advance", advance_and_date)
+
+
+def test_pitfall_06_a_leader_that_wakes_gives_itself_no_lease_by_taking_a_write() -> None:
+    leader_wakes_and_takes_a_write_before_it_is_read()
+
+
+def test_pitfall_06_a_lease_given_to_itself_is_caught_without_its_guard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _date_rounds_again_and_again(monkeypatch)
+    with pytest.raises(AssertionError, match="stale read under a lease that no round had confirmed"):
+        leader_wakes_and_takes_a_write_before_it_is_read()
+
+
 def leader_with_a_slow_disk_is_read_after_its_follower() -> None:
     script = _led_by_n1()
     disk = script.cluster.machines[N1].disk

@@ -26,6 +26,7 @@ CORPUS = {
     8: "the same, at a shard whose new leader was cut off",
     11: "the same, until the hand-over was given up",
     67: "a lease read showed less than a follower had shown, for the leader's disk was slow",
+    273: "a leader that woke from a pause dated an old round anew and read under a lease of its own making",
 }
 """Seeds that failed once."""
 

@@ -308,6 +308,35 @@ class TestLeases:
         group.run(0.65)
         assert not node.host.holds_lease(replica)
 
+    def test_pitfall_06_a_confirmed_round_extends_the_lease_once(self, group: HostGroup) -> None:
+        """Regression (seed 273): whatever made a leader's core ready dated its confirmed round anew, so that
+        a leader that woke from a pause gave itself a lease by taking a write."""
+        group.run(3.0)
+        replica = group[N1].replica()
+        assert replica.core.quiet, "its newest round was answered long ago"
+        lease_until = replica.lease_until
+        group.part(N1)
+        for _ in range(5):
+            group.write(N1, commands.put(b"a", b"1"))
+            group.run(0.01)
+        assert replica.lease_until == lease_until
+        assert not group[N1].host.holds_lease(replica)
+
+    def test_every_round_that_is_answered_extends_the_lease(self, group: HostGroup) -> None:
+        group.write(N1, commands.put(b"a", b"1")).wait()
+        group.part(N3)
+        group.write(N1, commands.put(b"a", b"1")).wait()
+        replica = group[N1].replica()
+        for _ in range(20):
+            group.run(0.1)
+            assert group[N1].host.holds_lease(replica)
+
+    def test_a_single_voter_confirms_its_own_rounds(self) -> None:
+        group = HostGroup(nodes=1)
+        group.lead(N1)
+        group.read(N1, b"a").wait()
+        assert group[N1].host.holds_lease(group[N1].replica())
+
     def test_no_lease_without_leading_or_once_a_timeout_now_has_left(self, group: HostGroup) -> None:
         host, replica = group[N1].host, group[N1].replica()
         group.read(N1, b"a").wait()
