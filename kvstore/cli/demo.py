@@ -97,6 +97,9 @@ def _show(settings: Settings, cluster: _Cluster) -> None:
     sys.stdout.flush()
 
 
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
 def _run(command: str, cluster: _Cluster) -> int:
     """Run the command and return the exit code a shell would show for it."""
     scripts = [str(Path(sys.executable).parent)]
@@ -108,12 +111,20 @@ def _run(command: str, cluster: _Cluster) -> int:
         "KVCTL_ENDPOINTS": cluster.endpoints,
     }
     environment.pop("KVCTL_CONTEXT", None)
-    with subprocess.Popen(command, shell=True, env=environment) as process:
-        try:
-            code = process.wait()
-        except BaseException:
-            _end(process)
-            raise
+    # A signal between the start of the command and our holding it would leave it running alone.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    process = subprocess.Popen(
+        command,
+        shell=True,
+        env=environment,
+        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, held),
+    )
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        code = process.wait()
+    except BaseException:
+        _end(process)
+        raise
     return 128 - code if code < 0 else code
 
 

@@ -11,7 +11,7 @@ import pytest
 from chaos.disks import LoopDisk, can_mount
 from chaos.exchange import Connection, Lost, NotSent
 from chaos.injection import Injection, can_inject
-from chaos.targets import plant
+from chaos.targets import TargetError, plant
 from tests.support.busy_cluster import busy
 from tests.support.local_cluster import LocalCluster, served_cluster
 
@@ -90,14 +90,19 @@ async def test_a_store_that_forgets_to_sync_is_caught_by_the_power_cut(disks: Di
     cluster.start()
     await asyncio.to_thread(cluster.wait_until_served, 60)
     disks.sync()
-    async with busy(cluster, clients=16) as load:
-        await load.acknowledge(1_000)
-        await asyncio.to_thread(disks.cut_power_of_all)
-        cluster.environment.clear()
-        cluster.start()
-        await asyncio.to_thread(cluster.wait_until_served, 60)
-        await load.acknowledge(200)
-    assert load.contradictions(), "writes that were never synced survived: the test does not bite"
+    is_noticed = False
+    try:
+        async with busy(cluster, clients=16) as load:
+            await load.acknowledge(1_000)
+            await asyncio.to_thread(disks.cut_power_of_all)
+            cluster.environment.clear()
+            cluster.start()
+            await asyncio.to_thread(cluster.wait_until_served, 20)
+            await load.acknowledge(200)
+    except* TargetError as errors:
+        # Tablets had been flushed by themselves, so that the nodes see what their logs lack.
+        is_noticed = all("is quarantined: log ends at" in str(error) for error in errors.exceptions)
+    assert is_noticed or load.contradictions(), "writes that were never synced survived: no bite"
 
 
 @needs_disks
