@@ -175,6 +175,8 @@ class Caller:
                 reply = await self._connections[node].request(method, target, own, body, patience + 0.5)
             except NotSent as failure:
                 error = f"not sent: {failure}"
+                # Nobody listens: many clients that knock at once would take the time that a start needs.
+                await asyncio.sleep(min(self.dice.uniform(*BACKOFF_S), max(0.0, deadline - self._now())))
             except Lost as failure:
                 error, is_doubtful = f"lost: {failure}", is_doubtful or is_write
             else:

@@ -118,7 +118,10 @@ class LocalCluster(Cluster):
     def _variables(self, name: str) -> dict[str, str]:
         paths = [*map(str, self.python_path), os.environ.get("PYTHONPATH", "")]
         own = {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-        return {**os.environ, **own, **self.environment, **self.node_environment[name]}
+        given = {**os.environ, **own, **self.environment, **self.node_environment[name]}
+        # Installed programs have their bytecode: without it every restart would compile everything again.
+        given.pop("PYTHONDONTWRITEBYTECODE", None)
+        return given
 
     def stop(self, name: str, timeout_s: float = 30.0) -> int:
         """Ask a node to stop (SIGTERM) and wait. Gives its exit code."""
