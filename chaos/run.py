@@ -242,13 +242,15 @@ def judge(outcome: Outcome) -> None:
 
 
 def _toothless(kinds: Sequence[str], faults: Sequence[Fault]) -> list[str]:
+    """Kinds that did not bite. One fault may now and then be hidden behind another, such as a lossy link to
+    a node that is down, but not half of the time."""
     found = []
     for kind in kinds:
         own = [fault for fault in faults if fault.kind == kind]
         if not own:
             found.append(f"{kind} never happened")
-        elif not all(fault.bites for fault in own):
-            found.append(f"{kind} did nothing {sum(not fault.bites for fault in own)} times")
+        elif 2 * sum(bool(fault.bites) for fault in own) < len(own) + 1:
+            found.append(f"{kind} did nothing {sum(not fault.bites for fault in own)} of {len(own)} times")
     return found
 
 

@@ -49,7 +49,7 @@ def test_a_run_with_load_in_every_phase_and_faults_that_bit_is_good() -> None:
 def test_a_fault_that_did_nothing_makes_the_run_inconclusive() -> None:
     judged = outcome(reads(60), [Fault("kill", ["n1"], 6.0, 8.0)])
     assert judged.exit_code == INCONCLUSIVE
-    assert judged.reasons == ["kill did nothing 1 times"]
+    assert judged.reasons == ["kill did nothing 1 of 1 times"]
 
 
 def test_a_fault_that_never_happened_makes_the_run_inconclusive() -> None:
