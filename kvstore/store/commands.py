@@ -11,10 +11,12 @@ the request, and travels from there to every tablet as the same bytes: the leade
 | INCR | `[3, key, by, min or None, max or None]` |
 | DELETE_RANGE | `[4, start, end or None]` or `[4, start, end or None, options]` |
 | LIMITS | `[5, [numbers of StoreLimits]]` |
+| EXPIRE | `[6, term, limit]`, see `expiry` |
 
 Options are a map of short names: `content_type: str`, `if_revision: int` (0: must be absent),
 `if_absent: True`, `if_present: True`, `prev: True` (give back what was replaced), `lease: bytes`,
-`ttl_ms: int`; a range delete knows `limit: int` (most keys to delete, in key order).
+`ttl_ms: int` (the key expires so long after the entry's shard clock); a range delete knows `limit: int`
+(most keys to delete, in key order).
 
 Codes and shapes are disk and wire format: they only grow. Apply trusts what is in an entry, so whoever
 takes bytes from outside must pass them through `check` first.
@@ -35,6 +37,9 @@ DELETE: Final = 2
 INCR: Final = 3
 DELETE_RANGE: Final = 4
 LIMITS: Final = 5
+EXPIRE: Final = 6
+
+_SHRINKING: Final = frozenset((DELETE, DELETE_RANGE, EXPIRE))
 
 INT64_MIN: Final = -(1 << 63)
 INT64_MAX: Final = (1 << 63) - 1
@@ -74,10 +79,13 @@ def put(
     if_absent: bool = False,
     if_present: bool = False,
     prev: bool = False,
+    ttl_ms: int | None = None,
 ) -> Op:
     options: dict[str, Any] = {}
     if content_type is not None:
         options["content_type"] = content_type
+    if ttl_ms is not None:
+        options["ttl_ms"] = ttl_ms
     _add_conditions(options, if_revision, if_present=if_present, prev=prev)
     if if_absent:
         options["if_absent"] = True
@@ -114,6 +122,11 @@ def set_limits(limits: StoreLimits) -> Op:
     return [LIMITS, list(msgspec.structs.astuple(limits))]
 
 
+def expire(term: int, limit: int) -> Op:
+    """Carry out at most `limit` deadlines that have come. Void in an entry of another term."""
+    return [EXPIRE, term, limit]
+
+
 def encode(identity: Identity | Sequence[Any] | None, ops: Iterable[Op]) -> bytes:
     """Pack one command. `ops` may be empty when an identity only acknowledges."""
     return _encode([identity, *ops])
@@ -127,7 +140,7 @@ def decode(command: bytes) -> tuple[Identity | None, list[Op]]:
 def grows(command: bytes) -> bool:
     """Whether carrying out the command may need space that a nearly full disk must keep for deletes."""
     _identity, ops = decode(command)
-    return any(op[0] not in (DELETE, DELETE_RANGE) for op in ops)
+    return any(op[0] not in _SHRINKING for op in ops)
 
 
 def payload(clock_ms: int, commands: Sequence[bytes]) -> bytes:
@@ -196,6 +209,7 @@ _OPTION_KINDS: Final[dict[str, type]] = {
     "if_present": bool,
     "prev": bool,
     "limit": int,
+    "ttl_ms": int,
 }
 
 
@@ -219,7 +233,7 @@ def _options_fault(options: Any, known: tuple[str, ...]) -> str | None:
 def _put_fault(op: Op) -> str | None:
     if len(op) not in (3, 4) or not _is_key(op[1]) or not isinstance(op[2], bytes):
         return "expected [1, key, value, options]"
-    known = ("content_type", "if_revision", "if_absent", "if_present", "prev")
+    known = ("content_type", "if_revision", "if_absent", "if_present", "prev", "ttl_ms")
     return _options_fault(op[3], known) if len(op) == 4 else None
 
 
@@ -257,10 +271,17 @@ def _limits_fault(op: Op) -> str | None:
     return None
 
 
+def _expire_fault(op: Op) -> str | None:
+    if len(op) != 3 or not all(type(number) is int and 0 < number <= INT64_MAX for number in op[1:]):
+        return "expected [6, term, limit]"
+    return None
+
+
 _CHECKS: Final = {
     PUT: _put_fault,
     DELETE: _delete_fault,
     INCR: _incr_fault,
     DELETE_RANGE: _delete_range_fault,
     LIMITS: _limits_fault,
+    EXPIRE: _expire_fault,
 }

@@ -15,6 +15,7 @@ from typing import Any, Final
 import google_crc32c
 
 from kvstore.store import keys, records
+from kvstore.store.deadlines import Deadlines
 from kvstore.store.engine import Engine
 from kvstore.store.limits import StoreLimits
 from kvstore.store.records import INLINE_BYTES_MAX, Meta
@@ -32,6 +33,7 @@ class Draft:
         "changes",
         "clock_ms",
         "compacted",
+        "deadlines",
         "engine",
         "heads",
         "key_count",
@@ -41,14 +43,23 @@ class Draft:
         "revision",
         "session_bytes",
         "state_hash",
+        "term",
         "writes",
     )
 
     def __init__(
-        self, engine: Engine, meta: Meta, limits: StoreLimits, heads: dict[bytes, bytes | None]
+        self,
+        engine: Engine,
+        meta: Meta,
+        limits: StoreLimits,
+        heads: dict[bytes, bytes | None],
+        deadlines: Deadlines,
     ) -> None:
         self.engine = engine
         self.limits = limits
+        self.deadlines = deadlines
+        self.term = 0
+        """Of the entry at hand."""
         self.revision = meta.revision
         self.clock_ms = meta.clock_ms
         self.compacted = meta.compacted

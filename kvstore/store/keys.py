@@ -12,6 +12,7 @@
 | `s` session | a session (`records.SessionHeader`) |
 | `r` length of session, session, sequence | kept results of one request |
 | `e` due clock, session | when to look whether the session has expired |
+| `d` due clock, kind, subject | empty; a deadline (`deadlines`) |
 
 Numbers are 8 bytes big-endian, so that they sort. Marks of a key follow each other newest first. In `v`
 keys a key's 0x00 bytes become 0x00 0xff and the key ends with 0x00 0x00, so that no key's marks lie among
@@ -36,6 +37,8 @@ CHANGE_END: Final = b"d"
 SESSION: Final = b"s"
 SESSION_END: Final = b"t"
 RESULT: Final = b"r"
+DEADLINE: Final = b"d"
+DEADLINE_END: Final = b"e"
 EXPIRY: Final = b"e"
 EXPIRY_END: Final = b"f"
 

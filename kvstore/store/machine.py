@@ -26,7 +26,9 @@ import msgspec
 from kvstore.errors import Corrupt, DiskFull, Fatal
 from kvstore.raft.messages import CONFIGURATION, NORMAL, Configuration, Entry, SnapshotMeta
 from kvstore.store import commands, keys, mvcc, queries, records
+from kvstore.store.apply import apply_ops
 from kvstore.store.compaction import Compaction
+from kvstore.store.deadlines import Deadlines
 from kvstore.store.draft import Draft
 from kvstore.store.engine import Engine, Engines
 from kvstore.store.heads import Heads
@@ -58,6 +60,7 @@ class Machine:
         self._wanted_limits = limits
         self._sessions = Sessions(engine)
         self._compaction = Compaction()
+        self._deadlines = Deadlines(engine)
         self._failure: str | None = None
         meta, configuration, stored_limits = engine.get_many([keys.META, keys.CONFIGURATION, keys.LIMITS])
         self.is_empty = meta is None
@@ -90,6 +93,11 @@ class Machine:
     def compacted(self) -> Revision:
         """First revision that can still be read."""
         return Revision(self._meta.compacted)
+
+    @property
+    def next_deadline_ms(self) -> int | None:
+        """No deadline lies before this shard clock; None: there is none. A lower bound."""
+        return self._deadlines.next_ms
 
     @property
     def key_count(self) -> int:
@@ -126,9 +134,10 @@ class Machine:
         try:
             payloads = [_decode_payload(entry.payload) if entry.kind == NORMAL else None for entry in entries]
             heads = self._heads.get_all(mvcc.heads_of(payloads))
-            draft = Draft(self._engine, self._meta, self.limits, heads)
+            draft = Draft(self._engine, self._meta, self.limits, heads, self._deadlines)
             results = []
             for entry, payload in zip(entries, payloads, strict=True):
+                draft.term = entry.term
                 answers: list[CommandResult] = []
                 if payload is not None:
                     answers = self._apply_commands(draft, payload)
@@ -164,6 +173,7 @@ class Machine:
         """Nothing is in the engine: what the mirrors ran ahead must go. All but a full disk is final."""
         self._sessions.reset()
         self._compaction.reset()
+        self._deadlines.reset()
         if isinstance(error, DiskFull):
             return
         span = f"entries {entries[0].index} to {entries[-1].index}"
@@ -179,7 +189,7 @@ class Machine:
             command = payload[position]
             if command[0] is None:
                 del command[0]
-                answers.append(CommandResult(False, mvcc.apply_ops(draft, command)))
+                answers.append(CommandResult(False, apply_ops(draft, command)))
             else:
                 answers.append(self._sessions.run(draft, command))
         changed = len(draft.changes) // CHANGE_FIELDS

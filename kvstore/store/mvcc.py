@@ -12,8 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kvstore.errors import Fatal
-from kvstore.store import commands, keys, records
+from kvstore.store import commands, deadlines, keys, records
 from kvstore.store.draft import Draft
 from kvstore.store.limits import StoreLimits
 from kvstore.store.records import (
@@ -50,24 +49,9 @@ def heads_of(payloads: list[list[Any] | None]) -> list[bytes]:
     ]
 
 
-def apply_ops(draft: Draft, ops: list[commands.Op]) -> list[Result]:
-    results: list[Result] = []
-    position = 0
-    while position < len(ops):
-        op = ops[position]
-        if op[0] == commands.PUT and len(op) == 3:
-            position = _apply_plain_puts(draft, ops, position, results)
-            continue
-        apply = _APPLY.get(op[0])
-        if apply is None:
-            raise Fatal(f"entry holds op {op[0]}, which this program does not know")
-        results.append(apply(draft, op))
-        position += 1
-    return results
-
-
-def _apply_plain_puts(draft: Draft, ops: list[commands.Op], position: int, results: list[Result]) -> int:
-    """The hot loop: a run of puts without options. Same effect as `_apply_put`, which a test compares."""
+def apply_plain_puts(draft: Draft, ops: list[commands.Op], position: int, results: list[Result]) -> int:
+    """The hot loop: a run of puts without options, from `position` on; gives the position behind it.
+    Same effect as `_apply_put`, which a test compares."""
     heads, writes = draft.heads, draft.writes
     changed, answer = draft.changes.extend, results.append
     revision, created = draft.revision, 0
@@ -89,8 +73,10 @@ def _apply_plain_puts(draft: Draft, ops: list[commands.Op], position: int, resul
             changed((key, 0, 0, None))
             answer([0, revision, 1, True, None])
         else:
-            _, replaced, create_revision, version = unpack_head(old)  # type: ignore[arg-type]
+            flags, replaced, create_revision, version = unpack_head(old)  # type: ignore[arg-type]
             version += 1
+            if flags:
+                detach(draft, key, old)  # type: ignore[arg-type]
             writes[record_key] = heads[record_key] = (
                 pack_plain_head(0, revision, create_revision, version) + op[2]
             )
@@ -118,7 +104,14 @@ def _refusal(old: bytes | None, options: dict[str, Any]) -> Result | None:
     return None
 
 
-def _write_head(
+def detach(draft: Draft, key: bytes, old: bytes) -> None:
+    """Forget what else in the tablet leads to the key, before its head `old` is replaced or removed."""
+    _, attributes = records.value_and_attributes(old)
+    if attributes.deadline_ms is not None:
+        deadlines.remove_deadline(draft, attributes.deadline_ms, deadlines.KEY, key)
+
+
+def write_head(
     draft: Draft, key: bytes, old: bytes | None, value: bytes, attributes: Attributes
 ) -> tuple[int, int]:
     """Make `value` the key's newest version. Returns its revision and version."""
@@ -130,8 +123,11 @@ def _write_head(
     else:
         _, replaced, create_revision, version = unpack_head(old)
         version += 1
+        detach(draft, key, old)
         kept = draft.keep_old(key, old, revision, version % MARK_EVERY == 0)
     draft.set_head(b"h" + key, records.pack_head(revision, create_revision, version, value, attributes))
+    if attributes.deadline_ms is not None:
+        deadlines.set_deadline(draft, attributes.deadline_ms, deadlines.KEY, key)
     draft.changes.extend((key, replaced, CHANGE_PUT, kept))
     return revision, version
 
@@ -143,11 +139,19 @@ def _apply_put(draft: Draft, op: commands.Op) -> Result:
     refusal = _refusal(old, options)
     if refusal is not None:
         return refusal
-    content_type = options.get("content_type")
-    attributes = Attributes(content_type) if content_type else NO_ATTRIBUTES
-    revision, version = _write_head(draft, key, old, value, attributes)
+    attributes = _attributes_of(draft, options)
+    revision, version = write_head(draft, key, old, value, attributes)
     prev = records.item(old) if old is not None and options.get("prev") else None
     return [OK, revision, version, old is None, prev]
+
+
+def _attributes_of(draft: Draft, options: dict[str, Any]) -> Attributes:
+    if not options:
+        return NO_ATTRIBUTES
+    ttl_ms = options.get("ttl_ms")
+    return Attributes(
+        options.get("content_type") or None, None, None if ttl_ms is None else draft.clock_ms + ttl_ms
+    )
 
 
 def _apply_delete(draft: Draft, op: commands.Op) -> Result:
@@ -164,8 +168,17 @@ def _apply_delete(draft: Draft, op: commands.Op) -> Result:
     return [OK, draft.revision, 1, records.item(old) if options.get("prev") else None]
 
 
+def remove(draft: Draft, key: bytes, kind: int) -> None:
+    """Remove a present key at the next revision."""
+    old = draft.head(b"h" + key)
+    assert old is not None, "removal of an absent key"
+    draft.revision += 1
+    _remove(draft, key, old, kind)
+
+
 def _remove(draft: Draft, key: bytes, old: bytes, kind: int) -> None:
     """Remove a present key at `draft.revision`."""
+    detach(draft, key, old)
     kept = draft.keep_old(key, old, draft.revision, True)
     draft.set_head(b"h" + key, None)
     draft.key_count -= 1
@@ -186,7 +199,7 @@ def _apply_incr(draft: Draft, op: commands.Op) -> Result:
         or (high is not None and total > high)
     ):
         return [OUT_OF_RANGE, current]
-    revision, _ = _write_head(draft, key, old, b"%d" % total, attributes)
+    revision, _ = write_head(draft, key, old, b"%d" % total, attributes)
     return [OK, revision, total]
 
 
@@ -227,7 +240,7 @@ def _apply_limits(draft: Draft, op: commands.Op) -> Result:
     return [OK, draft.revision]
 
 
-_APPLY: Final[dict[int, Callable[[Draft, commands.Op], Result]]] = {
+APPLY: Final[dict[int, Callable[[Draft, commands.Op], Result]]] = {
     commands.PUT: _apply_put,
     commands.DELETE: _apply_delete,
     commands.INCR: _apply_incr,

@@ -21,9 +21,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kvstore.store import keys, records
+from kvstore.store.apply import apply_ops
 from kvstore.store.draft import Draft
 from kvstore.store.engine import Engine
-from kvstore.store.mvcc import apply_ops
 from kvstore.store.records import SessionHeader
 from kvstore.store.results import (
     IDENTITY_MISMATCH,

@@ -11,8 +11,8 @@ from kvstore.node.host import Host
 from kvstore.node.log_writer import LogWriter, Promise
 from kvstore.node.replica import Replica
 from kvstore.raft.messages import Ready
+from kvstore.store.apply import apply_ops
 from kvstore.store.draft import Draft
-from kvstore.store.mvcc import apply_ops
 from kvstore.store.results import CommandResult
 from kvstore.store.sessions import Sessions
 from kvstore.wal import Record

@@ -15,7 +15,7 @@ from kvstore.node.tablets import Tablets
 from kvstore.raft import follower, output
 from kvstore.raft.core import Core
 from kvstore.raft.log import RaftLog
-from kvstore.store import keys, mvcc
+from kvstore.store import apply, keys
 from kvstore.store.memory import MemoryEngine
 from kvstore.store.results import CommandResult
 from kvstore.store.sessions import Session, Sessions
@@ -156,7 +156,7 @@ def applies_unsynced() -> Iterator[None]:
 @planted(23, "a repeated request is executed again")
 def sessions_ignored() -> Iterator[None]:
     def run(self: Sessions, draft: Any, command: list[Any]) -> CommandResult:
-        return CommandResult(False, mvcc.apply_ops(draft, command[1:]))
+        return CommandResult(False, apply.apply_ops(draft, command[1:]))
 
     with patch.object(Sessions, "run", run):
         yield
@@ -231,16 +231,19 @@ def answer_of_another_entry() -> Iterator[None]:
 
 @planted(25, "a replica's own clock flows into the state")
 def own_clock_in_state() -> Iterator[None]:
-    apply = mvcc.apply_ops
+    execute = apply.apply_ops
 
     def stamped(draft: Any, ops: Any) -> Any:
         directory = draft.engine.directory.encode()
         for op in ops:
             if op[0] == 1 and len(op[2]) > 3 and directory[-1:] in b"01":
                 op[2] = op[2] + directory[-1:]
-        return apply(draft, ops)
+        return execute(draft, ops)
 
-    with patch.object(mvcc, "apply_ops", stamped), patch("kvstore.store.sessions.apply_ops", stamped):
+    with (
+        patch("kvstore.store.machine.apply_ops", stamped),
+        patch("kvstore.store.sessions.apply_ops", stamped),
+    ):
         yield
 
 

@@ -63,7 +63,7 @@ BAD: list[Any] = [
     [1, b"a", "v"],
     [1, b"a", b"v", {}, 1],
     [1, b"a", b"v", []],
-    [1, b"a", b"v", {"ttl_ms": 5}],
+    [1, b"a", b"v", {"ttl_ms": "x"}],
     [1, b"a", b"v", {"if_revision": -1}],
     [1, b"a", b"v", {"if_revision": True}],
     [1, b"a", b"v", {"prev": 1}],

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.store import Engines, StoreLimits
+from kvstore.store.deadlines import Deadlines
 from kvstore.store.draft import Draft
 from kvstore.store.records import Meta
 
@@ -11,7 +12,7 @@ from kvstore.store.records import Meta
 def draft(engines: Engines, tmp_path: Path) -> Draft:
     engine = engines.open(str(tmp_path / "t"))
     engine.write({b"xa": b"engine", b"xb": b"engine", b"xd": b"engine"})
-    return Draft(engine, Meta(), StoreLimits(), {})
+    return Draft(engine, Meta(), StoreLimits(), {}, Deadlines(engine))
 
 
 def write_over(draft: Draft) -> None:
@@ -56,7 +57,7 @@ def test_a_head_is_looked_up_once(draft: Draft, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_hash_depends_on_what_is_written_not_on_how_entries_are_grouped(draft: Draft) -> None:
-    twin = Draft(draft.engine, Meta(), StoreLimits(), {})
+    twin = Draft(draft.engine, Meta(), StoreLimits(), {}, Deadlines(draft.engine))
     for one in (draft, twin):
         for index in (1, 2):
             one.writes[b"k%d" % index] = None if index == 2 else b"v"

@@ -1,0 +1,32 @@
+"""Every op and what carries it out: the table that a new kind of op joins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from kvstore.errors import Fatal
+from kvstore.store import commands, expiry, mvcc
+from kvstore.store.draft import Draft
+from kvstore.store.results import Result
+
+APPLY: Final[dict[int, Callable[[Draft, commands.Op], Result]]] = {
+    **mvcc.APPLY,
+    commands.EXPIRE: expiry.apply_expire,
+}
+
+
+def apply_ops(draft: Draft, ops: list[commands.Op]) -> list[Result]:
+    results: list[Result] = []
+    position = 0
+    while position < len(ops):
+        op = ops[position]
+        if op[0] == commands.PUT and len(op) == 3:
+            position = mvcc.apply_plain_puts(draft, ops, position, results)
+            continue
+        apply = APPLY.get(op[0])
+        if apply is None:
+            raise Fatal(f"entry holds op {op[0]}, which this program does not know")
+        results.append(apply(draft, op))
+        position += 1
+    return results

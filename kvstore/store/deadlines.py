@@ -1,0 +1,63 @@
+"""What is due when, in the shard clock: one index for everything that ends by time.
+
+A deadline is an empty record under `d`, due clock, kind, subject. Whoever sets one removes it again when
+its subject goes or gets another; what a deadline does when it comes is decided in `expiry`. The kinds are
+disk format.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kvstore.store import keys
+from kvstore.store.engine import Engine
+
+if TYPE_CHECKING:
+    from kvstore.store.draft import Draft
+
+KEY: Final = 1
+"""Subject: the key. It is removed."""
+
+
+def record_key(due_ms: int, kind: int, subject: bytes) -> bytes:
+    return b"d%b%c%b" % (keys.number(due_ms), kind, subject)
+
+
+def parts(key: bytes) -> tuple[int, int, bytes]:
+    """Due clock (ms), kind and subject."""
+    return int.from_bytes(key[1:9], "big"), key[9], key[10:]
+
+
+def set_deadline(draft: Draft, due_ms: int, kind: int, subject: bytes) -> None:
+    draft.writes[record_key(due_ms, kind, subject)] = b""
+    draft.deadlines.note(due_ms)
+
+
+def remove_deadline(draft: Draft, due_ms: int, kind: int, subject: bytes) -> None:
+    draft.writes[record_key(due_ms, kind, subject)] = None
+
+
+class Deadlines:
+    """A lower bound of the first deadline, so that a leader need not look while nothing can be due.
+
+    It steers proposals, never apply: a bound that is too low costs one empty look."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.next_ms: int | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Take the bound from the tablet."""
+        self.next_ms = None
+        for key, _ in self._engine.scan(keys.DEADLINE, keys.DEADLINE_END):
+            self.next_ms = parts(key)[0]
+            break
+
+    def note(self, due_ms: int) -> None:
+        if self.next_ms is None or due_ms < self.next_ms:
+            self.next_ms = due_ms
+
+    def looked(self, next_ms: int | None) -> None:
+        """The first deadline that is left after a look at all that were due."""
+        self.next_ms = next_ms
