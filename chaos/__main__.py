@@ -30,7 +30,7 @@ USAGE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "check":
-        return _check(options.history)
+        return _check(options.history, options.workload)
     if options.command == "list":
         print(describe())
         return OK
@@ -50,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--nodes", type=int, default=3)
     runs.add_argument("--shards", type=int, default=16)
     runs.add_argument("--clients", type=int, default=16)
+    runs.add_argument(
+        "--think", type=float, default=0.0, metavar="MS", help="mean pause of a client between rounds"
+    )
     runs.add_argument("--seed", type=int, default=None, help="of the schedule of faults; random by default")
     runs.add_argument("--fault", type=_span, default=(1.0, 6.0), metavar="A-B", help="seconds a fault lasts")
     runs.add_argument("--pause", type=_span, default=(1.0, 4.0), metavar="A-B", help="seconds between faults")
@@ -59,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="show every nemesis, what it does and what it needs")
     checks = commands.add_parser("check", help="judge a history that an earlier run wrote")
     checks.add_argument("history", type=Path)
+    checks.add_argument("--workload", choices=sorted(WORKLOADS), default="mixed", help="that made it")
     return parser
 
 
@@ -85,6 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         fault_s=options.fault,
         pause_s=options.pause,
         at_once_max=options.at_once,
+        think_s=options.think / 1000,
     )
     directory = options.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {seed}, everything in {directory}", flush=True)
@@ -118,15 +123,20 @@ def _print(outcome: Outcome) -> None:
     )
 
 
-def _check(path: Path) -> int:
-    verdict = check(load(path))
+def _check(path: Path, workload: str) -> int:
+    history = load(path)
+    verdict = check(history)
     for violation in verdict.violations:
         print(f"keys {', '.join(violation.keys)}: not linearizable")
         print(explanation(core_of(violation)))
+    wrong = WORKLOADS[workload]().check(history)
+    for text in wrong:
+        print(text)
     for keys in verdict.undecided:
         print(f"keys {', '.join(keys[:3])}: not decided within the budget")
-    print(f"{verdict.operations} operations on {verdict.partitions} groups of keys: valid={verdict.valid}")
-    return {True: OK, False: VIOLATION, None: INCONCLUSIVE}[verdict.valid]
+    valid = False if wrong else verdict.valid
+    print(f"{verdict.operations} operations on {verdict.partitions} groups of keys: valid={valid}")
+    return {True: OK, False: VIOLATION, None: INCONCLUSIVE}[valid]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 
 from chaos.history import Operation
 
+KINDS = frozenset({"put", "get", "delete", "incr", "cas", "scan", "txn"})
+"""Kinds of operations that the checker knows."""
+
 Cell = tuple[str | None, int, bool]
 EMPTY: Cell = (None, 0, True)
 

@@ -57,6 +57,7 @@ class Caller:
         self._history = history
         self._is_identified = is_identified
         self._timeout_s = timeout_s
+        self._endpoints = dict(endpoints)
         self._connections = {name: Connection(address) for name, address in endpoints.items()}
         self._nodes = [pin] if pin else list(endpoints)
         self._node = self.dice.choice(self._nodes)
@@ -124,6 +125,42 @@ class Caller:
             self._complete_piece(operation, end, result)
         return operations
 
+    async def call(
+        self,
+        kind: str,
+        key: str,
+        argument: Any,
+        method: str,
+        target: str,
+        told: Callable[[Reply], Any],
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        is_write: bool = True,
+        conflicts: frozenset[str] = frozenset(),
+    ) -> Operation:
+        """Any request as one operation of the history. `told` picks the result out of the answer, which may
+        be a 404. `conflicts` are codes of errors that are an answer to this request, as 412 is to all: the
+        operation is then a conflict, with that code as its error."""
+        operation = self._history.invoke(self.number, kind, key, argument, self._now())
+        own = {**(headers or {}), **(self._identity(key) if is_write else {})}
+        end = await self._ask(method, target, own, body, is_write=is_write, conflicts=conflicts)
+        result = None
+        if end.reply:
+            if "kv-clock" in end.reply.headers:
+                self._clocks[key] = end.reply.headers["kv-clock"]
+            result = told(end.reply)
+        return self._complete(operation, end, result)
+
+    @property
+    def node(self) -> str:
+        """The node it asks now."""
+        return self._node
+
+    def connect(self, node: str = "") -> Connection:
+        """A connection of one's own, for what stays open; to be closed by whoever asked for it."""
+        return Connection(self._endpoints[node or self._node])
+
     # ---- one request -----------------------------------------------------------------------------
 
     async def _write(
@@ -163,6 +200,7 @@ class Caller:
         *,
         is_write: bool,
         is_whole: Callable[[Reply], bool] = lambda reply: True,
+        conflicts: frozenset[str] = frozenset(),
     ) -> End:
         deadline = self._now() + self._timeout_s
         partial: Reply | None = None
@@ -180,14 +218,15 @@ class Caller:
             except Lost as failure:
                 error, is_doubtful = f"lost: {failure}", is_doubtful or is_write
             else:
-                if reply.status < 300 or reply.status in (404, 412):
-                    outcome: Outcome = "conflict" if reply.status == 412 else "ok"
+                told = "" if reply.status < 300 or reply.status == 404 else _code(reply)
+                if not told or reply.status == 412 or told in conflicts:
+                    outcome: Outcome = "conflict" if told else "ok"
                     if is_whole(reply) or not may_repeat:
-                        return End(reply, outcome, "", node, is_doubtful)
+                        return End(reply, outcome, told if told in conflicts else "", node, is_doubtful)
                     # Pieces that ran out of time are asked for again, all under the same identity.
                     partial, is_doubtful = reply, is_doubtful or _has_doubtful_results(reply)
                 else:
-                    error = _code(reply)
+                    error = told
                     if _is_final(reply):
                         if error != "disk-full":
                             self.unexpected[f"{method} {reply.status} {error}"] += 1

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from chaos.atoms import Atom, Does, Effect, Is, Need, Variant, variants_of
+from chaos.atoms import KINDS, Atom, Does, Effect, Is, Need, Variant, variants_of
 from chaos.history import Operation
 
 UNSEEN = "\x00unseen"
@@ -73,7 +73,9 @@ def partitions(history: Iterable[Operation]) -> list[Partition]:
         return key
 
     operations = [
-        operation for operation in history if operation.outcome != "refused" and operation.touched()
+        operation
+        for operation in history
+        if operation.kind in KINDS and operation.outcome != "refused" and operation.touched()
     ]
     for operation in operations:
         first, *others = operation.touched()

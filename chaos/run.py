@@ -24,7 +24,6 @@ from chaos.workloads import WORKLOADS
 OK, VIOLATION, INCONCLUSIVE = 0, 1, 7
 EXPLAINED_MAX = 5
 READER_TIMEOUT_S = 0.8
-READER_PAUSE_S = 0.005
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +45,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Operations that must succeed in each phase."""
     timeout_s: float = 10.0
     """Deadline of each operation."""
+    think_s: float = 0.0
+    """Mean pause of a client between two rounds."""
 
 
 @dataclass
@@ -128,11 +129,12 @@ class _Run:
 
     async def carry_out(self) -> Outcome:
         plan = self._plan
+        await self._workload.set_up(self._callers[0])
         async with asyncio.TaskGroup() as tasks:
             for caller in self._callers:
-                tasks.create_task(self._client(caller))
+                tasks.create_task(self._workload.client(caller, self._has_ended, plan.think_s))
             for reader in self._readers:
-                tasks.create_task(self._reader(reader))
+                tasks.create_task(self._workload.reading_client(reader, self._has_ended, plan.think_s))
             await self._phase("before", asyncio.sleep(plan.quiet_s))
             await self._phase("faults", self._break_things())
             begun = _now()
@@ -152,15 +154,8 @@ class _Run:
         await activity
         self._phases.append((name, begun, _now()))
 
-    async def _client(self, caller: Caller) -> None:
-        while not self._is_over:
-            await self._workload.step(caller)
-            await asyncio.sleep(0)
-
-    async def _reader(self, reader: Caller) -> None:
-        while not self._is_over:
-            await self._workload.read(reader)
-            await asyncio.sleep(READER_PAUSE_S)
+    def _has_ended(self) -> bool:
+        return self._is_over
 
     async def _break_things(self) -> None:
         plan, end = self._plan, _now() + self._plan.faults_s
@@ -225,6 +220,7 @@ def judge(outcome: Outcome) -> None:
         outcome.wrong.append(f"keys {', '.join(violation.keys)}: not linearizable\n{explanation(core)}")
     if len(violations) > EXPLAINED_MAX:
         outcome.wrong.append(f"{len(violations)} groups of keys in all are not linearizable")
+    outcome.wrong += WORKLOADS[outcome.plan.workload]().check(outcome.history)
     for answer, count in outcome.unexpected.items():
         outcome.wrong.append(f"{count} answers that no client may get: {answer}")
     for keys in outcome.verdict.undecided:

@@ -47,9 +47,7 @@ class BusyCluster:
         return sum(item.outcome == "unknown" for item in writes) / max(1, len(writes))
 
     async def run_client(self, caller: Caller) -> None:
-        while not self._is_over:
-            await self._workload.step(caller)
-            await asyncio.sleep(0)
+        await self._workload.client(caller, lambda: self._is_over, think_s=0.0)
 
     def finish(self) -> None:
         """End the load after the operations under way."""

@@ -154,3 +154,24 @@ async def test_a_piece_without_answer_at_the_deadline_stays_unknown() -> None:
         caller = Caller(0, {"n1": server.address}, History(), timeout_s=0.3)
         (piece,) = await caller.batch([("put", "a", {"value": "1"})])
     assert piece.outcome == "unknown"
+
+
+async def test_any_other_request_is_an_operation_whose_answer_the_asker_reads() -> None:
+    granted = Answer(200, {"holder": "me"})
+    async with scripted(in_turn(problem(503, "no-leader"), granted)) as server:
+        caller = Caller(0, {"n1": server.address}, History())
+        operation = await caller.call(
+            "lock", "l", {"for": 1}, "POST", "/v1/any", lambda reply: json.loads(reply.body)["holder"]
+        )
+    assert (operation.kind, operation.outcome, operation.result) == ("lock", "ok", "me")
+    assert server.arrived[1].headers["KV-Session"]
+
+
+async def test_a_refusal_that_is_an_answer_is_a_conflict_and_nothing_unexpected() -> None:
+    async with scripted(in_turn(problem(409, "held"))) as server:
+        caller = Caller(0, {"n1": server.address}, History())
+        operation = await caller.call(
+            "lock", "l", None, "POST", "/v1/any", lambda reply: reply.status, conflicts=frozenset({"held"})
+        )
+    assert (operation.outcome, operation.error, operation.result) == ("conflict", "held", 409)
+    assert not caller.unexpected
