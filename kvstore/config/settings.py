@@ -78,6 +78,9 @@ class Limits(Section, frozen=True):
     ] = 256 * KIB
     scan_page_items: Annotated[Count, Meta(description="items of one scan answer; more by cursor")] = 1000
     scan_page_bytes: Annotated[Bytes, Meta(description="bytes of keys and values of one scan answer")] = MIB
+    waiting_reads_max: Annotated[
+        Count, Meta(description="long polls and other waiting reads on this node before it answers 429")
+    ] = 10_000
     peer_outbox_bytes_max: Annotated[
         Bytes, Meta(description="bytes waiting for one peer; past it frames are dropped, Raft sends again")
     ] = 32 * MIB

@@ -56,6 +56,7 @@ class Call:
         "payload",
         "shard",
         "stage",
+        "wait_until",
     )
 
     def __init__(
@@ -68,6 +69,7 @@ class Call:
         consistency: str | None = None,
         identified: bool = False,
         is_forwarded: bool = False,
+        wait_until: float | None = None,
     ) -> None:
         self.shard = shard
         self.payload = payload
@@ -80,6 +82,8 @@ class Call:
         """The write carries a session or key: doing it again cannot apply it twice."""
         self.is_forwarded = is_forwarded
         """Came from another node: it may not travel on (hop limit 1)."""
+        self.wait_until = wait_until
+        """A read that may wait for its answer (`store.waits`): until then, absolute, before the deadline."""
         self.stage = Stage.WAITING
         self.is_doubtful = False
         """An earlier attempt may still take effect: from here on no error may claim that nothing did."""

@@ -71,6 +71,7 @@ class Exchange(Request):
         self.address = connection.address
         self.sink = connection
         self.is_answered = False
+        self.on_gone = None
         self.is_last = is_last
         """The connection closes after this answer."""
         self.closing = closing
@@ -179,6 +180,8 @@ class Connection(asyncio.Protocol):
         for exchange in tuple(self._open):
             if exchange.stream is not None:
                 exchange.stream.wake()
+            if exchange.on_gone is not None:
+                exchange.on_gone()
         self._open.clear()
         self._held.clear()
 

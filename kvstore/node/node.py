@@ -89,7 +89,7 @@ class Node:
         peers = tuple(node for node in config.node_ids() if node != me)
         self.host = Host(me, peers, runtime, transport, self.wal, host_settings(config), on_fatal)
         self.shard_map = ShardMap(config.shards)
-        self.router = Router(self.host, transport, self.shard_map)
+        self.router = Router(self.host, transport, self.shard_map, config.limits.waiting_reads_max)
         self.keeper = Keeper(
             self.host, self.wal, files, data, keeper_settings(config), self.router.set_read_only
         )

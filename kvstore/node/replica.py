@@ -19,6 +19,7 @@ from kvstore.errors import (
     Unavailable,
 )
 from kvstore.node.calls import Answer, Call, ReadAnswer, Stage, live
+from kvstore.node.parked import ParkedReads
 from kvstore.raft import Core, NotLeader, ProposalDropped, Role
 from kvstore.raft.messages import NORMAL, Entry, Ready, SnapshotMeta
 from kvstore.store import commands
@@ -75,6 +76,8 @@ class Replica:
         self.reads_confirming: dict[int, list[Call]] = {}
         """By context of `Core.read` (here as leader) or id of the index request (to the leader)."""
         self.reads_indexed: list[tuple[LogIndex, list[Call]]] = []
+        self.parked = ParkedReads()
+        """Waiting reads that were confirmed and found nothing new yet."""
         self.barriers: dict[int, Callable[[LogIndex | None], None]] = {}
         """Contexts of `Core.read` made for other nodes' index requests."""
         self.next_context = 1
@@ -207,7 +210,8 @@ class Replica:
         """Send everything not yet proposed to whoever leads now, and what is identified once more."""
         queue, self.queue, self.queue_bytes = self.queue, deque(), 0
         reads, self.reads_new = self.reads_new, []
-        for call in (*queue, *reads):
+        # What waits here would from now on wait for what others tell this replica.
+        for call in (*queue, *reads, *self.parked.take_all()):
             self.reroute(call)
         for _term, calls in list(self.in_flight.values()):
             self._send_elsewhere(calls)
@@ -224,6 +228,7 @@ class Replica:
             entry = self.committed.popleft()
             size += len(entry.payload)
             entries.append(entry)
+        self.machine.keeps_written = bool(self.parked)
         try:
             results = self.machine.apply(entries)
         except DiskFull:
@@ -235,6 +240,9 @@ class Replica:
         self.core.clock_ms = max(self.core.clock_ms, self.machine.clock_ms)
         if self.in_flight:
             self._answer_writers(entries, results)
+        if self.machine.written:
+            for call in self.parked.written(self.machine.written):
+                self.serve(call)
         return bool(self.committed)
 
     def _answer_writers(self, entries: list[Entry], results: list[list[CommandResult]]) -> None:
@@ -279,6 +287,8 @@ class Replica:
             call.fail(Unavailable(f"a damaged block on {self.me}: ask again", retry_after=1))
             self.damage = str(error)
         else:
+            if call.wait_until is not None and self.parked.park(call, value):
+                return
             call.finish(ReadAnswer(self.shard, value, machine.clock_ms, staleness_s))
 
     def confirm_reads(self) -> None:
@@ -320,6 +330,9 @@ class Replica:
         if self.reads_indexed:
             kept_reads = [(index, live(calls, now)) for index, calls in self.reads_indexed]
             self.reads_indexed = [(index, calls) for index, calls in kept_reads if calls]
+        for call in self.parked.over(now):
+            call.wait_until = None
+            self.serve(call)
 
     def waiting_calls(self) -> Iterator[Call]:
         yield from self.queue
@@ -330,6 +343,7 @@ class Replica:
             yield from calls
         for _index, calls in self.reads_indexed:
             yield from calls
+        yield from self.parked
 
     def replace_machine(self, machine: Machine, directory: str, meta: SnapshotMeta) -> tuple[Machine, str]:
         """Swap in an installed snapshot; returns the old machine and directory for disposal."""
@@ -343,4 +357,6 @@ class Replica:
             for call in calls:
                 if not call.identified:
                     call.fail(OutcomeUnknown("a snapshot replaced the log that held this write"))
+        for call in self.parked.take_all():
+            self.serve(call)
         return old

@@ -97,6 +97,7 @@ class Request:
         "id",
         "is_answered",
         "method",
+        "on_gone",
         "route",
         "shard",
         "sink",
@@ -114,6 +115,8 @@ class Request:
         self.address = address
         self.sink = sink
         self.is_answered = False
+        self.on_gone: Callable[[], None] | None = None
+        """Called if the caller goes before it was answered whole."""
         self.id: bytes
         self.route: str
         self.shard: ShardId | None

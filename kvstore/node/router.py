@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgpack
 import msgspec
 
-from kvstore.errors import BY_CODE, DiskFull, KvError, OutcomeUnknown, WrongRoute
+from kvstore.errors import BY_CODE, DiskFull, KvError, OutcomeUnknown, Overloaded, Unavailable, WrongRoute
 from kvstore.node.calls import Answer, Call, Done, ReadAnswer, Stage
 from kvstore.node.flow import Promise
 from kvstore.node.host import Host
@@ -23,11 +23,16 @@ from kvstore.node.runtime import Lane, Transport
 from kvstore.placement import ShardMap
 from kvstore.store import commands
 from kvstore.store.results import CommandResult
+from kvstore.store.waits import WAITS
 from kvstore.types import LogIndex, NodeId, ShardId, node_of
 from kvstore.wire import peer
 
 REMEMBERED_FORWARDS = 8192
 """Forwarded writes without identity whose ids are kept, so that a repeated frame is not a second write."""
+
+WAIT_SLICE_S = 5.0
+"""A waiting read waits at most so long at another node before it is sent there again."""
+WAIT_SLACK_S = 1.0
 
 INDEX_RETRY_S = 0.25
 """An index request unanswered for this long is asked again: reads repeat safely."""
@@ -39,6 +44,8 @@ encode_result = msgspec.msgpack.Encoder().encode
 class Forward(NamedTuple):
     call: Call
     node: NodeId
+    due: float
+    """No answer by then means that it will not come."""
 
 
 class IndexAsk(NamedTuple):
@@ -51,7 +58,9 @@ class IndexAsk(NamedTuple):
 class Router:
     """See the module."""
 
-    def __init__(self, host: Host, transport: Transport, shard_map: ShardMap) -> None:
+    def __init__(
+        self, host: Host, transport: Transport, shard_map: ShardMap, waits_max: int = 10_000
+    ) -> None:
         self._host = host
         self._transport = transport
         self._now = host.runtime.now
@@ -64,11 +73,15 @@ class Router:
         self._forwards: dict[int, Forward] = {}
         self._index_asks: dict[int, IndexAsk] = {}
         self._seen: dict[tuple[NodeId, int], None] = {}
+        self._waits: dict[Call, None] = {}
+        """Waiting reads that came in here, from callers and other nodes."""
+        self.waits_max = waits_max
         self._next_id = host.runtime.dice.getrandbits(48)
         self.is_read_only = False
         """The disk is nearly full: writes that grow are refused here."""
         host.on_message[peer.ForwardWrite] = self._on_forward_write
         host.on_message[peer.ForwardRead] = self._on_forward_read
+        host.on_message[peer.ForwardWait] = self._on_forward_wait
         host.on_message[peer.ForwardReply] = self._on_forward_reply
         host.on_message[peer.IndexRequest] = self._on_index_request
         host.on_message[peer.IndexReply] = self._on_index_reply
@@ -116,6 +129,67 @@ class Router:
         promise: Promise[ReadAnswer] = Promise()
         self.read_then(shard, query, consistency, deadline, _settle(promise), max_staleness_s)
         return promise
+
+    def wait_then(
+        self, shard: ShardId, query: Sequence[object], wait_until: float, deadline: float, done: Done
+    ) -> Call | None:
+        """A linearizable read that is answered as soon as its answer is what the query waits for
+        (`store.waits`), else at `wait_until` with what is there then. `cancel` takes the call back; None: too
+        many wait already, which was answered at once."""
+        return self._wait(shard, query, wait_until, deadline, done, is_forwarded=False)
+
+    def _wait(
+        self,
+        shard: ShardId,
+        query: Sequence[object],
+        wait_until: float,
+        deadline: float,
+        done: Done,
+        *,
+        is_forwarded: bool,
+    ) -> Call | None:
+        if len(self._waits) >= self.waits_max:
+            detail = f"{len(self._waits)} reads wait on this node already"
+            done(None, Overloaded(detail, limit="waiting_reads_max", retry_after=1))
+            return None
+
+        def answered(answer: object, error: BaseException | None) -> None:
+            self._waits.pop(call, None)
+            done(answer, error)
+
+        call = Call(
+            shard,
+            query,
+            deadline,
+            answered,
+            consistency="linearizable",
+            is_forwarded=is_forwarded,
+            wait_until=wait_until,
+        )
+        self._waits[call] = None
+        self.dispatch(call)
+        return call
+
+    def wait(
+        self, shard: ShardId, query: Sequence[object], wait_until: float, deadline: float
+    ) -> Promise[ReadAnswer]:
+        promise: Promise[ReadAnswer] = Promise()
+        self.wait_then(shard, query, wait_until, deadline, _settle(promise))
+        return promise
+
+    def cancel(self, call: Call) -> None:
+        """Nobody waits for this read any more."""
+        call.done = None
+        self._waits.pop(call, None)
+        replica = self._host.replicas.get(call.shard)
+        if replica is not None:
+            replica.parked.drop(call)
+
+    def end_waits(self) -> None:
+        """This node stops: whoever waits must ask another."""
+        self.waits_max = 0
+        for call in list(self._waits):
+            call.fail(Unavailable("this node stops: ask another", retry_after=0))
 
     def leader_node(self, shard: ShardId) -> NodeId | None:
         """The node that leads the shard as far as this one knows."""
@@ -190,21 +264,30 @@ class Router:
 
     def _forward(self, call: Call) -> None:
         node = self.leader_node(call.shard)
-        if node is None and call.shard not in self._host.replicas:
+        if call.shard not in self._host.replicas and (node is None or not self._transport.is_connected(node)):
+            # What was heard of a leader is as old as the link to it.
             node = self._any_home(call.shard)
         if node is None or node == self._host.me or not self._transport.is_connected(node):
             self._parked.setdefault(call.shard, []).append(call)
             return
         number = self._take_id()
         timeout_ms = max(1, int((call.deadline - self._now()) * 1000))
+        due = call.deadline
         message: peer.PeerMessage
-        if call.is_write:
+        if call.wait_until is not None:
+            # A forward that got lost is noticed by the end of its slice.
+            wait_s = min(call.wait_until - self._now(), WAIT_SLICE_S)
+            wait_ms = max(0, int(wait_s * 1000))
+            due = min(due, self._now() + wait_s + WAIT_SLACK_S)
+            query = msgpack.packb(call.payload)
+            message = peer.ForwardWait(number, call.shard, query, wait_ms, timeout_ms)
+        elif call.is_write:
             call.stage = Stage.PROPOSED
             message = peer.ForwardWrite(number, call.shard, call.payload, call.identified, timeout_ms)
         else:
             query = msgpack.packb(call.payload)
             message = peer.ForwardRead(number, call.shard, query, call.consistency or "", timeout_ms)
-        self._forwards[number] = Forward(call, node)
+        self._forwards[number] = Forward(call, node, due)
         self._host.post(node, Lane.APPEND, message)
 
     def _any_home(self, shard: ShardId) -> NodeId | None:
@@ -286,14 +369,19 @@ class Router:
 
     def _on_forward_read(self, node: NodeId, message: peer.ForwardRead) -> None:
         deadline = self._now() + message.timeout_ms / 1000
-        done = self._replier(
-            node, message.id, lambda answer: (answer.value, answer.clock_ms, answer.staleness_s)
-        )
+        done = self._replier(node, message.id, _read_content)
         query = msgpack.unpackb(message.query)
         call = Call(message.shard, query, deadline, done, consistency=message.consistency, is_forwarded=True)
         if message.consistency == "stale" and self._serve_stale(call, None):
             return
         self.dispatch(call)
+
+    def _on_forward_wait(self, node: NodeId, message: peer.ForwardWait) -> None:
+        now = self._now()
+        done = self._replier(node, message.id, _read_content)
+        query = msgpack.unpackb(message.query)
+        wait_until, deadline = now + message.wait_ms / 1000, now + message.timeout_ms / 1000
+        self._wait(message.shard, query, wait_until, deadline, done, is_forwarded=True)
 
     def _replier(self, node: NodeId, number: int, pack: Callable[..., object]) -> Done:
         def done(answer: object, error: BaseException | None) -> None:
@@ -314,7 +402,7 @@ class Router:
             return
         call = forward.call
         if reply.error is None:
-            self._finish_forwarded(call, reply.payload)
+            self._take_answer(call, reply.payload)
         elif reply.error == WrongRoute.code:
             call.stage = Stage.WAITING
             self._learn_leader(call.shard, reply.fields.get("leader"))
@@ -324,14 +412,19 @@ class Router:
             detail = str(fields.pop("detail", ""))
             call.fail(BY_CODE.get(reply.error, OutcomeUnknown)(detail, **fields))
 
-    @staticmethod
-    def _finish_forwarded(call: Call, payload: bytes) -> None:
+    def _take_answer(self, call: Call, payload: bytes) -> None:
+        """What another node has answered to a forwarded operation."""
         if call.is_write:
             result, clock_ms = decode_result(payload)
             call.finish(Answer(call.shard, result, clock_ms))
-        else:
-            value, clock_ms, staleness_s = msgpack.unpackb(payload, strict_map_key=False)
-            call.finish(ReadAnswer(call.shard, value, clock_ms, staleness_s))
+            return
+        value, clock_ms, staleness_s = msgpack.unpackb(payload, strict_map_key=False)
+        if call.wait_until is not None and self._now() < call.wait_until - WAIT_SLACK_S:
+            query = list(call.payload)
+            if call.done is not None and not WAITS[query[0]].is_met(query, value):
+                self.dispatch(call)
+                return
+        call.finish(ReadAnswer(call.shard, value, clock_ms, staleness_s))
 
     def _learn_leader(self, shard: ShardId, leader: object) -> None:
         if isinstance(leader, str):
@@ -362,11 +455,11 @@ class Router:
             otherwise(call)
 
     def _sweep_forwards(self, now: float) -> None:
-        for number, (call, node) in list(self._forwards.items()):
+        for number, (call, node, due) in list(self._forwards.items()):
             if call.deadline <= now or call.done is None:
                 del self._forwards[number]
                 call.expire()
-            elif self._is_lost(call, node) and (call.identified or not call.is_write):
+            elif (due <= now or self._is_lost(call, node)) and (call.identified or not call.is_write):
                 del self._forwards[number]
                 call.is_doubtful = call.is_doubtful or call.is_write
                 self.dispatch(call)
@@ -392,6 +485,10 @@ class Router:
         """A leader became known: whatever waits for it may go."""
         for call in self._parked.pop(shard, []):
             self._expire_or(call, self._now(), self.dispatch)
+
+
+def _read_content(answer: ReadAnswer) -> object:
+    return answer.value, answer.clock_ms, answer.staleness_s
 
 
 def _settle(promise: Promise) -> Done:  # type: ignore[type-arg]

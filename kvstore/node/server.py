@@ -168,6 +168,7 @@ class Server:
         log.info("node %s is stopping", self._me)
         self._node.hand_over()
         await asyncio.sleep(HAND_OVER_S if self._node.host.peers else 0)
+        self._node.router.end_waits()
         await self._http.stop(self._config.timeouts.stop_s)
         self._node.stop()
         await self._links.close()

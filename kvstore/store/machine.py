@@ -42,6 +42,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_payload = msgspec.msgpack.Decoder().decode
 _decode_configuration = msgspec.msgpack.Decoder(Configuration).decode
 _DEFAULT_LIMITS = StoreLimits()
+_NOTHING: dict[bytes, bytes | None] = {}
 
 
 class Machine:
@@ -72,6 +73,9 @@ class Machine:
         self.durable_applied = LogIndex(self._meta.applied)
         """The log may be cut up to and including this index. What an engine holds when it is opened is on
         disk; after that only flushes move this."""
+        self.keeps_written = False
+        self.written: dict[bytes, bytes | None] = {}
+        """If wanted: all records that the last apply wrote, by record key, for who waits for one of them."""
 
     @property
     def applied(self) -> LogIndex:
@@ -156,6 +160,7 @@ class Machine:
         self.configuration = configuration
         self.limits = draft.limits
         self.is_empty = False
+        self.written = draft.pending if self.keeps_written else _NOTHING
         self._heads.keep(draft.heads)
         self._sessions.between_drafts()
         return results
@@ -203,7 +208,7 @@ class Machine:
 
         Raises: Compacted, RevisionInFuture, InvalidArgument; Fatal or Corrupt if the tablet fails."""
         name = query[0]
-        if name == "get" and (len(query) == 2 or query[2] is None):
+        if name == "wait" or (name == "get" and (len(query) == 2 or query[2] is None)):
             head = self._heads.get(b"h" + query[1])
             return None if head is None else records.item(head)
         if name == "gets":

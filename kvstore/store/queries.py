@@ -3,6 +3,9 @@
 | query | answer |
 |---|---|
 | `["get", key, revision or None]` | None, or an item (see `results`) |
+| `["wait", key, revision]` | as `get`; worth waiting for while the key's revision (0: absent) is that one; \
+None: while it exists |
+| `["revision"]` | `[revision, compacted]` |
 | `["gets", [key, ...]]` | for each key None or an item, at the newest revision |
 | `["scan", start, end or None, options]` | `[[[key, *item], ...], more, revision, last key or None]` |
 | `["count", start, end or None, options]` | `[count, more, revision, last key or None]` |
@@ -56,6 +59,14 @@ def _get(engine: Engine, meta: Meta, key: bytes, revision: int | None = None) ->
         return None if head is None else records.item(head)
     record = record_at(engine, key, _readable(meta, revision))
     return None if record is None else records.item(record)
+
+
+def _wait(engine: Engine, meta: Meta, key: bytes, _known: int | None) -> Any:
+    return _get(engine, meta, key)
+
+
+def _revision(_engine: Engine, meta: Meta) -> list[int]:
+    return [meta.revision, meta.compacted]
 
 
 def _gets(engine: Engine, _meta: Meta, record_keys: list[bytes]) -> list[Any]:
@@ -211,6 +222,8 @@ def _marked_keys(engine: Engine, start: bytes, end: bytes | None, reverse: bool)
 def _changes(engine: Engine, meta: Meta, from_revision: int, options: Options) -> list[Any]:
     if from_revision < meta.compacted:
         _readable(meta, from_revision)
+    if from_revision > meta.revision:
+        return [[], from_revision]
     limit = min(options.get("limit") or CHANGES_MAX, CHANGES_MAX)
     events: list[Any] = []
     revision = from_revision
@@ -225,7 +238,7 @@ def _changes(engine: Engine, meta: Meta, from_revision: int, options: Options) -
             events.append(
                 [revision, change.kind, change.key, None if version is None else records.item(version)]
             )
-    return [events, max(from_revision, meta.revision + 1)]
+    return [events, meta.revision + 1]
 
 
 def _change_record_of(engine: Engine, revision: int) -> bytes:
@@ -241,6 +254,8 @@ def _info(engine: Engine, meta: Meta) -> dict[str, int]:
 
 _QUERIES: Final[dict[str, Callable[..., Any]]] = {
     "get": _get,
+    "wait": _wait,
+    "revision": _revision,
     "gets": _gets,
     "scan": _scan,
     "count": _count,

@@ -224,6 +224,21 @@ def matches_etag(value: str, revision: int, where: str, *, weakly: bool) -> bool
     return any(tag == wanted and (weakly or not is_weak) for is_weak, tag in tags)
 
 
+def revision_to_wait_on(headers: HeaderLookup) -> int | None:
+    """The revision that a long poll names in If-None-Match, 0 for an absent key; None stands for `*`."""
+    value = headers.get("If-None-Match")
+    if value is None:
+        raise InvalidArgument(
+            'wait needs If-None-Match: "REVISION", the one you know ("0": the key is absent, *: it exists)'
+        )
+    tags = etags(value, "If-None-Match")
+    if tags is None:
+        return None
+    if len(tags) != 1 or not _REVISION.fullmatch(tags[0][1]) or int(tags[0][1]) > INT64_MAX:
+        raise InvalidArgument(f'with wait, If-None-Match takes one revision, like "7", got {value[:80]!r}')
+    return int(tags[0][1])
+
+
 def request_id_of(headers: HeaderLookup) -> str | None:
     """The caller's own id for the request, if it may safely be echoed and logged."""
     value = headers.get("KV-Request-Id")

@@ -214,6 +214,17 @@ class DestroyReplica(msgspec.Struct, frozen=True, array_like=True, tag=26):
     replica: ReplicaId
 
 
+class ForwardWait(msgspec.Struct, frozen=True, array_like=True, tag=30):
+    """A read that may wait for its answer (`store.waits`); answered with a ForwardReply."""
+
+    id: RequestId
+    shard: ShardId
+    query: bytes
+    wait_ms: Annotated[int, Meta(ge=0)]
+    """How long before it is answered with what is there."""
+    timeout_ms: Annotated[int, Meta(ge=0)]
+
+
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=18):
     """Why a Hello was not accepted; the link is closed after it."""
 
@@ -247,6 +258,7 @@ PeerMessage = (
     | CreateReplica
     | CreateRefused
     | DestroyReplica
+    | ForwardWait
 )
 
 _encode = msgspec.msgpack.Encoder().encode

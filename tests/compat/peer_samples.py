@@ -53,6 +53,7 @@ SAMPLES: list[peer.PeerMessage] = [
     peer.RaftMessages(SHARD, RAFT),
     peer.ForwardWrite(9, SHARD, b"\x91\xc0", True, 5000),
     peer.ForwardRead(10, SHARD, b"\x93", "linearizable", 750),
+    peer.ForwardWait(11, SHARD, b"\x93", 4000, 9000),
     peer.ForwardReply(9, "conflict", {"detail": "x", "retry_after": 1}, b""),
     peer.IndexRequest(11, SHARD),
     peer.IndexReply(11, INDEX, None),

@@ -25,7 +25,7 @@ from kvstore.node.api.view import (
     Routes,
     ShardRow,
 )
-from kvstore.node.calls import Answer, Done, ReadAnswer
+from kvstore.node.calls import Answer, Call, Done, ReadAnswer
 from kvstore.node.flow import Promise
 from kvstore.node.requests import Headers, Request, Response
 from kvstore.placement import ShardMap
@@ -33,6 +33,7 @@ from kvstore.raft.messages import NORMAL, Configuration, Entry
 from kvstore.store import StoreLimits, commands
 from kvstore.store.machine import Machine
 from kvstore.store.memory import MemoryEngines
+from kvstore.store.waits import WAITS
 from kvstore.types import LogIndex, NodeId, ReplicaId, ShardId, Term
 from tests.support.sim_files import SimFiles
 
@@ -51,6 +52,8 @@ class InstantRouter:
         self.calls: list[tuple[str, ShardId, Any]] = []
         self.deadlines: list[float] = []
         self.staleness_s: float | None = None
+        self.waiting: list[Call] = []
+        """Reads that wait, in order; `end_waits` answers them."""
         engines = MemoryEngines(SimFiles())
         for shard in self.shard_map.shards:
             machine = self.machines[shard] = Machine(engines.open(f"shard-{shard}"))
@@ -74,7 +77,40 @@ class InstantRouter:
         machine = self.machines[shard]
         index = LogIndex(machine.applied + 1)
         entry = Entry(index, Term(1), NORMAL, commands.payload(self.clock_ms, [command]))
-        return Answer(shard, machine.apply([entry])[0][0], machine.clock_ms)
+        result = machine.apply([entry])[0][0]
+        for call in [call for call in self.waiting if call.shard == shard]:
+            self._serve_wait(call)
+        return Answer(shard, result, machine.clock_ms)
+
+    def wait_then(
+        self, shard: ShardId, query: Sequence[object], wait_until: float, deadline: float, done: Done
+    ) -> Call | None:
+        assert wait_until <= deadline
+        self.calls.append(("wait", shard, query))
+        self.deadlines.append(deadline)
+        call = Call(shard, list(query), deadline, done, consistency="linearizable", wait_until=wait_until)
+        self.waiting.append(call)
+        self._serve_wait(call)
+        return call
+
+    def cancel(self, call: Call) -> None:
+        self.waiting.remove(call)
+
+    def _serve_wait(self, call: Call, *, is_over: bool = False) -> None:
+        try:
+            answer = self._read(call.shard, call.payload, "linearizable")
+        except KvError as error:
+            self.waiting.remove(call)
+            call.fail(error)
+            return
+        if is_over or WAITS[call.payload[0]].is_met(call.payload, answer.value):
+            self.waiting.remove(call)
+            call.finish(answer)
+
+    def end_waits(self) -> None:
+        """Time passes: every wait is over."""
+        for call in list(self.waiting):
+            self._serve_wait(call, is_over=True)
 
     def read_then(
         self,
@@ -324,12 +360,22 @@ class ApiNode:
     ) -> Reply:
         """`more` are headers too: `if_match="7"` is If-Match."""
         reply = Reply()
+        self.api.handle(self.request(method, target, reply, body, headers, **more))
+        return reply
+
+    @staticmethod
+    def request(
+        method: str,
+        target: str,
+        reply: Reply,
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+        **more: str,
+    ) -> Request:
         all_headers: CIMultiDict[str] = CIMultiDict(headers or {})
         for name, value in more.items():
             all_headers[name.replace("_", "-")] = value
-        request = Request(method, target, CIMultiDictProxy(all_headers), body, "10.9.9.9", reply)
-        self.api.handle(request)
-        return reply
+        return Request(method, target, CIMultiDictProxy(all_headers), body, "10.9.9.9", reply)
 
     def ask_json(self, method: str, target: str, content: Any, **more: str) -> Reply:
         return self.ask(

@@ -11,7 +11,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, WrongRoute
 from kvstore.node.api.view import ClusterView
-from kvstore.node.calls import Answer, Done, ReadAnswer
+from kvstore.node.calls import Answer, Call, Done, ReadAnswer
 from kvstore.node.flow import Promise
 from kvstore.node.metrics import NodeMetrics
 from kvstore.node.requests import JSON, MSGPACK, Headers, Request, Response
@@ -47,6 +47,12 @@ class Router(Protocol):
         done: Done,
         max_staleness_s: float | None = None,
     ) -> None: ...
+
+    def wait_then(
+        self, shard: ShardId, query: Sequence[object], wait_until: float, deadline: float, done: Done
+    ) -> Call | None: ...
+
+    def cancel(self, call: Call) -> None: ...
 
     def write(self, shard: ShardId, command: bytes, identified: bool, deadline: float) -> Promise[Answer]: ...
 

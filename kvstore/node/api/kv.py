@@ -14,6 +14,10 @@ from kvstore.store import commands
 from kvstore.store.results import error_of
 from kvstore.wire import api, bodies
 
+WAIT_MS_MAX = 300_000
+WAIT_ANSWER_S = 5.0
+"""What a long poll's deadline leaves for its answer."""
+
 _OCTETS = "application/octet-stream"
 _VALUE_HEADERS = b"Cache-Control: no-cache\r\nContent-Security-Policy: sandbox\r\n"
 """A stored value must never run as a page of this origin, whatever type it was given."""
@@ -67,7 +71,9 @@ def get(context: Context, request: Request, encoded_key: str, query: api.Query) 
     consistency = "linearizable"
     max_staleness_s: float | None = None
     if query:
-        _refuse_unsupported(query, "wait")
+        if "wait" in query:
+            _long_poll(context, request, key, query)
+            return
         revision = api.integer_of(query, "revision", 0, api.INT64_MAX)
         consistency, max_staleness_s = consistency_of(query)
     if context.is_elsewhere(request, shard, bool(query) and api.flag_of(query, "redirect")):
@@ -80,6 +86,33 @@ def get(context: Context, request: Request, encoded_key: str, query: api.Query) 
         partial(_get_answered, context, request),
         max_staleness_s,
     )
+
+
+def _long_poll(context: Context, request: Request, key: bytes, query: api.Query) -> None:
+    """Hold the answer while it would tell the caller nothing new: while the key is as `If-None-Match`
+    says. "0" is the revision of an absent key, `*` means any that exists."""
+    for name in ("revision", "consistency", "max_staleness"):
+        if name in query:
+            raise InvalidArgument(f"wait and {name} exclude each other", parameter=name)
+    known = api.revision_to_wait_on(request.headers)
+    wait_s = api.duration_ms(query["wait"].decode(), "query parameter 'wait'", 0, WAIT_MS_MAX) / 1000
+    timeout_s = api.timeout_s(request.headers, wait_s + WAIT_ANSWER_S)
+    shard = request.shard
+    assert shard is not None
+    if context.is_elsewhere(request, shard, api.flag_of(query, "redirect")):
+        return
+    started_s = request.started_s
+    # A shorter deadline of the caller's own must leave time for the answer.
+    wait_s = min(wait_s, max(timeout_s - WAIT_ANSWER_S, timeout_s / 2))
+    call = context.router.wait_then(
+        shard,
+        ("wait", key, known),
+        started_s + wait_s,
+        started_s + timeout_s,
+        partial(_get_answered, context, request),
+    )
+    if call is not None:
+        request.on_gone = partial(context.router.cancel, call)
 
 
 def _key_of(context: Context, request: Request, encoded_key: str) -> bytes:

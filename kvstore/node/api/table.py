@@ -43,7 +43,7 @@ class Operation(NamedTuple):
 
 _TTL = Parameter("ttl", "string", "Time to live, like 30s.", False)
 _LEASE = Parameter("lease", "string", "Lease to attach the key to.", False)
-_WAIT = Parameter("wait", "string", "Long poll with If-None-Match.", False)
+_WAIT = Parameter("wait", "string", "Hold the answer while the key is as If-None-Match says, like 30s.")
 _PREV = Parameter("prev", "boolean", "Give back what was replaced.")
 _REDIRECT = Parameter("redirect", "boolean", "Answer 307 to the leader instead of proxying.")
 _READ = (
