@@ -12,12 +12,10 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
-import aiohttp
-from yarl import URL
-
 from kvstore.client import operations
+from kvstore.client.aio_http import Connections
 from kvstore.client.batch import Batch, Part, divide
-from kvstore.client.exchange import Event, Failure, Fault, Reply, Send, Sleep
+from kvstore.client.exchange import Event, Failure, Reply, Send, Sleep
 from kvstore.client.plan import Call, Core, Plan, execute, prepare
 from kvstore.client.results import DeleteResult, IncrResult, Item, PutResult
 from kvstore.client.routes import Routes
@@ -25,11 +23,6 @@ from kvstore.client.session import Sessions
 from kvstore.errors import KvError, Unavailable
 
 T = TypeVar("T")
-
-CONNECT_S_MAX = 1.0
-IDLE_S_MAX = 60.0
-"""A connection idle for longer is not used again: the server closes them after 75 s."""
-_SKIPPED_HEADERS = ("User-Agent", "Content-Type", "Accept", "Accept-Encoding")
 
 
 class AsyncClient:
@@ -50,8 +43,7 @@ class AsyncClient:
     ) -> None:
         self._timeout_s = timeout
         self._core = Core(Routes(endpoints), Sessions(_mint), is_routing=direct, is_patient=patient)
-        self._session: aiohttp.ClientSession | None = None
-        self._is_closed = False
+        self._connections = Connections()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -66,10 +58,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close all connections. Calls that still wait fail."""
-        self._is_closed = True
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._connections.close()
 
     # Single keys.
 
@@ -277,7 +266,7 @@ class AsyncClient:
         return await self._drive(execute(self._core, call, timeout_s, _event()))
 
     async def _drive(self, plan: Plan[T]) -> T:
-        if self._is_closed:
+        if self._connections.is_closed:
             plan.close()
             raise Unavailable("the client is closed")
         try:
@@ -294,46 +283,8 @@ class AsyncClient:
         if isinstance(effect, Sleep):
             await asyncio.sleep(effect.seconds)
             return _event()
-        outcome = await self._exchange(effect)
+        outcome = await self._connections.exchange(effect)
         return _event(reply=outcome) if isinstance(outcome, Reply) else _event(failure=outcome)
-
-    async def _exchange(self, send: Send) -> Reply | Failure:
-        """aiohttp itself repeats a GET, PUT or DELETE once when a kept-alive connection turns out to be
-        closed. That is harmless: writes carry an identity."""
-        if self._is_closed:
-            return Failure(Fault.NOT_SENT, "the client is closed")
-        session = self._session or self._open()
-        request = send.request
-        url = URL(f"http://{send.address}{request.target}", encoded=True)
-        try:
-            async with (
-                asyncio.timeout(send.timeout_s),
-                session.request(
-                    request.method,
-                    url,
-                    data=request.body or None,
-                    headers=request.headers,
-                    allow_redirects=False,
-                ) as response,
-            ):
-                body = await response.read()
-                return Reply(response.status, response.headers, body)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            return Failure(Fault.NOT_SENT, _told(error))
-        except TimeoutError:
-            return Failure(Fault.TIMED_OUT, f"after {send.timeout_s:.3g} s")
-        except (aiohttp.ClientError, OSError) as error:
-            return Failure(Fault.LOST, _told(error))
-
-    def _open(self) -> aiohttp.ClientSession:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S_MAX),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=_SKIPPED_HEADERS,
-            auto_decompress=False,
-        )
-        return self._session
 
 
 def _mint() -> str:
@@ -342,12 +293,3 @@ def _mint() -> str:
 
 def _event(reply: Reply | None = None, failure: Failure | None = None) -> Event:
     return Event(asyncio.get_running_loop().time(), random.random(), reply, failure)
-
-
-def _told(error: BaseException) -> str:
-    if isinstance(error, aiohttp.ClientConnectorError):
-        error = error.os_error
-    if isinstance(error, ConnectionRefusedError):
-        return "refused"
-    text = getattr(error, "strerror", None) or str(error)
-    return str(text) or type(error).__name__

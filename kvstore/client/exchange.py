@@ -45,6 +45,22 @@ class Send(NamedTuple):
     timeout_s: float
 
 
+class Open(NamedTuple):
+    """Effect: like Send, but the body of an answer with status 200 is a stream, read by Receive. A plan has
+    one stream: opening another closes the one before."""
+
+    address: str
+    request: Request
+    timeout_s: float
+
+
+class Receive(NamedTuple):
+    """Effect: wait for more of the open stream, at most `timeout_s`. The event has `chunk`, or a failure,
+    after which the stream is gone."""
+
+    timeout_s: float
+
+
 class Sleep(NamedTuple):
     """Effect: wait."""
 
@@ -60,3 +76,5 @@ class Event(NamedTuple):
     """Fresh random number in [0, 1)."""
     reply: Reply | None = None
     failure: Failure | None = None
+    chunk: bytes | None = None
+    """Some bytes of a stream; empty at its end."""

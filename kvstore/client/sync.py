@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import random
-import select
 import threading
 import time
 from collections.abc import Iterator
@@ -15,20 +13,16 @@ from typing import Any, TypeVar
 
 from kvstore.client import operations
 from kvstore.client.batch import Batch, Part, divide
-from kvstore.client.exchange import Event, Failure, Fault, Reply, Request, Send, Sleep
+from kvstore.client.exchange import Event, Failure, Reply, Send, Sleep
 from kvstore.client.plan import Call, Core, Plan, execute, prepare
 from kvstore.client.results import DeleteResult, IncrResult, Item, PutResult
 from kvstore.client.routes import Routes
 from kvstore.client.session import Sessions
+from kvstore.client.sync_http import Pool
 from kvstore.errors import KvError, Unavailable
 
 T = TypeVar("T")
 
-CONNECT_S_MAX = 1.0
-IDLE_CONNECTIONS_MAX = 8
-"""Kept per node; more may be in use at a time."""
-IDLE_S_MAX = 60.0
-"""A connection idle for longer is not used again: the server closes them after 75 s."""
 THREADS_MAX = 16
 """Shards of one batch that are asked at the same time."""
 
@@ -51,7 +45,7 @@ class Client:
         self._timeout_s = timeout
         self._endpoints = endpoints
         self._core = Core(Routes(endpoints), Sessions(_mint), is_routing=direct, is_patient=patient)
-        self._pool = _Pool()
+        self._pool = Pool()
         self._lock = threading.Lock()
         """Held while a plan thinks, never while it waits: plans share the routes and sessions."""
         self._process = os.getpid()
@@ -311,7 +305,7 @@ class Client:
             is_routing=self._core.is_routing,
             is_patient=self._core.is_patient,
         )
-        self._pool = _Pool()
+        self._pool = Pool()
         self._lock = threading.Lock()
         self._process = os.getpid()
 
@@ -322,131 +316,3 @@ def _mint() -> str:
 
 def _event(reply: Reply | None = None, failure: Failure | None = None) -> Event:
     return Event(time.monotonic(), random.random(), reply, failure)
-
-
-class _Connection(http.client.HTTPConnection):
-    idle_since = 0.0
-
-
-class _Pool:
-    """Kept-alive connections per node. One that failed or was left in the middle is never kept."""
-
-    def __init__(self) -> None:
-        self._idle: dict[str, list[_Connection]] = {}
-        self._lock = threading.Lock()
-        self.is_closed = False
-
-    def close(self) -> None:
-        with self._lock:
-            self.is_closed = True
-            idle, self._idle = self._idle, {}
-        for connections in idle.values():
-            for connection in connections:
-                connection.close()
-
-    def exchange(self, send: Send) -> Reply | Failure:
-        deadline = time.monotonic() + send.timeout_s
-        if self.is_closed:
-            return Failure(Fault.NOT_SENT, "the client is closed")
-        while True:
-            connection = self._take(send.address)
-            is_reused = connection is not None
-            if connection is None:
-                try:
-                    connection = _connect(send.address, min(CONNECT_S_MAX, send.timeout_s))
-                except OSError as error:
-                    return Failure(Fault.NOT_SENT, _told(error))
-            try:
-                reply = _exchange(connection, send.request, deadline)
-            except TimeoutError:
-                connection.close()
-                return Failure(Fault.TIMED_OUT, f"after {send.timeout_s:.3g} s")
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                if is_reused and isinstance(error, ConnectionError):
-                    # Most likely closed by the server while it was idle. Every request may be repeated.
-                    continue
-                return Failure(Fault.LOST, _told(error))
-            except BaseException:
-                connection.close()
-                raise
-            break
-        self._give_back(send.address, connection)
-        return reply
-
-    def _take(self, address: str) -> _Connection | None:
-        oldest = time.monotonic() - IDLE_S_MAX
-        while True:
-            with self._lock:
-                idle = self._idle.get(address)
-                connection = idle.pop() if idle else None
-            if connection is None:
-                return None
-            if connection.idle_since >= oldest and not _is_readable(connection):
-                return connection
-            connection.close()
-
-    def _give_back(self, address: str, connection: _Connection) -> None:
-        if connection.sock is None:
-            return
-        connection.idle_since = time.monotonic()
-        with self._lock:
-            idle = self._idle.setdefault(address, [])
-            if not self.is_closed and len(idle) < IDLE_CONNECTIONS_MAX:
-                idle.append(connection)
-                return
-        connection.close()
-
-
-def _connect(address: str, timeout_s: float) -> _Connection:
-    host, _, port = address.rpartition(":")
-    connection = _Connection(host.strip("[]"), int(port), timeout=timeout_s)
-    connection.connect()
-    return connection
-
-
-def _is_readable(connection: _Connection) -> bool:
-    """An idle connection with something to read was closed by the server, or is out of step."""
-    poll = select.poll()
-    poll.register(connection.sock, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _exchange(connection: _Connection, request: Request, deadline: float) -> Reply:
-    _allow(connection, deadline)
-    connection.putrequest(request.method, request.target, skip_accept_encoding=True)
-    for name, value in request.headers.items():
-        connection.putheader(name, value)
-    if request.body or request.method in ("PUT", "POST"):
-        connection.putheader("Content-Length", str(len(request.body)))
-    connection.endheaders(request.body or None)
-    response = connection.getresponse()
-    pieces = []
-    while not response.isclosed():
-        _allow(connection, deadline)
-        piece = response.read1(1 << 20)
-        if not piece:
-            break
-        pieces.append(piece)
-    body = b"".join(pieces)
-    if response.length:
-        raise http.client.IncompleteRead(body, response.length)
-    response.close()
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    return Reply(response.status, headers, body)
-
-
-def _allow(connection: _Connection, deadline: float) -> None:
-    """Let the next socket call wait until the deadline. The socket is gone once the answer is complete."""
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError
-    if connection.sock is not None:
-        connection.sock.settimeout(left_s)
-
-
-def _told(error: BaseException) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "refused"
-    text = getattr(error, "strerror", None) or str(error)
-    return str(text) or type(error).__name__
