@@ -10,6 +10,7 @@
     │   ├── KeyNotFound         404 key-not-found
     │   ├── NotFound            404 not-found             no such route, node, shard
     │   ├── LeaseNotFound       404 lease-not-found
+    │   ├── LockLost            404 lock-lost             no such claim: released, or its time ran out
     │   ├── MethodNotAllowed    405 method-not-allowed
     │   ├── RequestTimeout      408 request-timeout       the caller was too slow to send
     │   ├── TxnConflict         409 conflict              retryable: a transaction holds the key
@@ -88,6 +89,12 @@ class KeyNotFound(NotFound):
 
 class LeaseNotFound(NotFound):
     code, title = "lease-not-found", "Lease not found"
+
+
+class LockLost(NotFound):
+    """A lock, a place in its queue or an office is not held (any more)."""
+
+    code, title = "lock-lost", "Lock is not held"
 
 
 class MethodNotAllowed(NotApplied):

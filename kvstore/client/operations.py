@@ -12,11 +12,12 @@ from kvstore.client import codec
 from kvstore.client.exchange import Reply
 from kvstore.client.plan import Call, Kind
 from kvstore.client.results import DeleteResult, IncrResult, Item, PutResult
-from kvstore.errors import InvalidArgument, RevisionInFuture
+from kvstore.errors import InvalidArgument, ReadTimeout, RevisionInFuture
 
 ACCEPT_MSGPACK = ("Accept", codec.MSGPACK)
 JSON_BODY = ("Content-Type", "application/json")
 CONSISTENCIES = ("linearizable", "lease", "stale")
+_ABSENT = ("key-not-found",)
 PAGE_ITEMS = 500
 """Items that one request of a scan asks for."""
 
@@ -27,6 +28,8 @@ class Page(NamedTuple):
     items: list[Item]
     next: str | None
     """Cursor of the page after this one; None at the end."""
+    pos: str | None = None
+    """Where a watch must begin to miss nothing that is newer than the scan."""
 
 
 class Range(NamedTuple):
@@ -137,6 +140,32 @@ def get(
         lambda reply: None if reply.status == 404 else codec.item_from_headers(encoded, reply),
         key=encoded,
         is_anywhere=consistency == "stale",
+        absent=_ABSENT,
+    )
+
+
+def wait_for(key: str | bytes, revision: int, wait_s: float) -> Call[Item | None]:
+    """Read the key once its revision is another. Raises ReadTimeout when it stays as it is."""
+    encoded = codec.key_bytes(key)
+
+    def waiting(left_s: float) -> tuple[str, bytes]:
+        return codec.query(codec.key_path(encoded), wait=codec.milliseconds(left_s)), b""
+
+    def decode(reply: Reply) -> Item | None:
+        if reply.status == 304:
+            raise ReadTimeout(f"the key has not changed within {wait_s:g} s")
+        return None if reply.status == 404 else codec.item_from_headers(encoded, reply)
+
+    return Call(
+        Kind.READ,
+        "GET",
+        waiting(wait_s)[0],
+        decode,
+        headers=(("If-None-Match", f'"{revision}"'),),
+        key=encoded,
+        absent=_ABSENT,
+        wait_s=wait_s,
+        waiting=waiting,
     )
 
 
@@ -230,7 +259,12 @@ def _page(reply: Reply) -> Page:
     items, cursor = fields.get("items"), fields.get("next")
     if not isinstance(items, list):
         raise codec.Garbled("a page without items")
-    return Page([codec.item(each) for each in items], cursor if isinstance(cursor, str) else None)
+    pos = fields.get("pos")
+    return Page(
+        [codec.item(each) for each in items],
+        cursor if isinstance(cursor, str) else None,
+        pos if isinstance(pos, str) else None,
+    )
 
 
 def count(keys: Range) -> Call[int]:

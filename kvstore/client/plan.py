@@ -33,6 +33,7 @@ from kvstore.errors import (
     Conflict,
     InvalidArgument,
     KvError,
+    Locked,
     NotANumber,
     NotReady,
     OutcomeUnknown,
@@ -54,12 +55,14 @@ LAST_ATTEMPT_S_MIN = 0.01
 """With less time left no further attempt is made."""
 ANSWER_SHARE = 0.9
 """Part of an attempt's time that the server may use, so that its own verdict arrives before ours."""
+WAIT_ANSWER_S = 5.0
+"""What the deadline of a request that waits must have beyond the wait, for the server to wait that long."""
 REFRESH_S_MAX = 1.0
 WRONG_ROUTES_MAX = 3
 """After that many 421 in one call the epoch is left out, and whoever is asked proxies."""
 RESTARTS_MAX = 2
 
-_IS_RESULT = (Conflict, NotANumber, OutOfRange)
+_IS_RESULT = (Conflict, NotANumber, OutOfRange, Locked)
 """Refusals that are a write's recorded result: they hold even if an earlier attempt's fate is unknown."""
 
 
@@ -109,6 +112,12 @@ class Call(Generic[T]):
     is_long: bool = False
     """May take seconds: an attempt gets half the time that is left."""
     parts: Parts[T] | None = None
+    absent: tuple[str, ...] = ()
+    """Codes of a 404 that is an answer, to be decoded. Any other 404 is an error."""
+    wait_s: float = 0.0
+    """The server may hold the answer back for so long, in all attempts together."""
+    waiting: Callable[[float], tuple[str, bytes]] | None = None
+    """Makes target and body anew for what is left of the wait, in seconds."""
 
 
 class Core:
@@ -156,7 +165,7 @@ def _fetch_routes(routes: Routes, deadline: float, start: Event) -> Plan[_Fetche
         if event.reply is None:
             routes.note_failure(address, event.now)
             if event.failure is not None:
-                tried[address] = _told(event.failure)
+                tried[address] = told(event.failure)
             continue
         try:
             if event.reply.status == 200:
@@ -179,6 +188,7 @@ class _Execution(Generic[T]):
         self.now = start.now
         self.dice = start.dice
         self.deadline = start.now + timeout_s
+        self.wait_until = start.now + call.wait_s
         self.timeout_count = 0
         self.round_count = 0
         self.refusal_count = 0
@@ -252,11 +262,19 @@ class _Execution(Generic[T]):
         if self.call.is_long:
             return min(remaining_s, max(ATTEMPT_S_MIN, remaining_s / 2))
         doublings = min(max(0, self.timeout_count - 1), 10)
-        return min(remaining_s, ATTEMPT_S_MIN * (1 << doublings))
+        return min(remaining_s, self.wait_left_s() + ATTEMPT_S_MIN * (1 << doublings))
+
+    def wait_left_s(self) -> float:
+        return max(0.0, self.wait_until - self.now) if self.call.wait_s else 0.0
 
     def request(self, is_direct: bool, attempt_s: float) -> Request:
+        target, body = self.call.target, self.call.body
         headers = dict(self.call.headers)
         headers["KV-Timeout"] = codec.milliseconds(attempt_s * ANSWER_SHARE)
+        if self.call.wait_s:
+            headers["KV-Timeout"] = codec.milliseconds(self.wait_left_s() + WAIT_ANSWER_S)
+            if self.call.waiting is not None:
+                target, body = self.call.waiting(self.wait_left_s())
         if is_direct and self.routes.epoch is not None and self.wrong_route_count < WRONG_ROUTES_MAX:
             headers["KV-Epoch"] = self.routes.epoch
         if self.ticket is not None:
@@ -265,7 +283,7 @@ class _Execution(Generic[T]):
             headers["KV-Acked-Below"] = str(self.ticket.acked_below)
             if self.since is not None:
                 headers["KV-Since"] = str(self.since)
-        return Request(self.call.method, self.call.target, headers, self.call.body)
+        return Request(self.call.method, target, headers, body)
 
     # After an attempt.
 
@@ -279,7 +297,7 @@ class _Execution(Generic[T]):
         self.routes.note_answer(address)
         self.refusal_count = 0
         self.learn_from(reply.headers)
-        if reply.status >= 400 and not self.is_absent_key(reply):
+        if reply.status >= 400 and not self.is_absence(reply):
             error = codec.problem(reply, is_write=self.call.kind is Kind.WRITE)
             return self.on_error(address, error)
         try:
@@ -289,11 +307,10 @@ class _Execution(Generic[T]):
             raise _Again(None) from garbled
         return self.on_result(address, result)
 
-    def is_absent_key(self, reply: Reply) -> bool:
-        """An absent key is an answer, to be decoded; another 404 is an error."""
-        if reply.status != 404 or self.call.kind is not Kind.READ or self.call.key is None:
-            return False
-        return codec.problem(reply, is_write=False).code == "key-not-found"
+    def is_absence(self, reply: Reply) -> bool:
+        """Where a call asks what is there, that it is absent is an answer."""
+        absent = self.call.absent
+        return reply.status == 404 and bool(absent) and codec.problem(reply, is_write=False).code in absent
 
     def on_result(self, address: str, result: T) -> T:
         parts = self.call.parts
@@ -375,7 +392,7 @@ class _Execution(Generic[T]):
             self.routes.learn_clock(int(shard), int(clock), self.now)
 
     def note_failure(self, address: str, failure: Failure) -> None:
-        self.tried[address] = _told(failure)
+        self.tried[address] = told(failure)
         self.avoid.add(address)
         if failure.fault is Fault.NOT_SENT:
             self.refusal_count += 1
@@ -456,5 +473,5 @@ class _Again(Exception):
         self.wait_s = wait_s
 
 
-def _told(failure: Failure) -> str:
+def told(failure: Failure) -> str:
     return f"{failure.fault.value}: {failure.detail}" if failure.detail else failure.fault.value

@@ -35,6 +35,31 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """What the store knows about a lease."""
+
+    id: str
+    ttl_s: float
+    """What was granted: a renewal lasts so long."""
+    remaining_s: float
+    keys: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """Who holds an office."""
+
+    value: bytes
+    """What the leader was elected with."""
+    fence: int
+    """Grows with every change of leader."""
+
+    @property
+    def text(self) -> str:
+        return self.value.decode()
+
+
+@dataclass(frozen=True, slots=True)
 class PutResult:
     revision: int
     version: int
