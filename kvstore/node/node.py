@@ -39,6 +39,7 @@ from kvstore.node.status import Status
 from kvstore.node.tablets import Opened, Tablets
 from kvstore.placement import Member, ShardMap, place
 from kvstore.store.engine import Engine, Engines
+from kvstore.store.heads import HeadBudget
 from kvstore.store.machine import Machine
 from kvstore.types import Incarnation, NodeId, ShardId, incarnation_of, node_of, replica_id
 from kvstore.wal import Recovered, RecoveredReplica, Wal
@@ -47,7 +48,7 @@ from kvstore.wire.boot_messages import BootState, ShardPlan
 
 log = logging.getLogger(__name__)
 
-HEADS_KEPT = 131_072
+HEADS_KEPT = 262_144
 """Hot keys' records kept in memory, all shards together, about 250 bytes each."""
 
 Observe = Callable[[ShardId], Callable[[str, dict[str, Any]], None] | None]
@@ -89,6 +90,7 @@ class Node:
         peers = tuple(node for node in config.node_ids() if node != me)
         self.host = Host(me, peers, runtime, transport, self.wal, host_settings(config), on_fatal)
         self.shard_map = ShardMap(config.shards)
+        self._head_budget = HeadBudget(HEADS_KEPT)
         self.router = Router(self.host, transport, self.shard_map, config.limits.waiting_reads_max)
         self.keeper = Keeper(
             self.host, self.wal, files, data, keeper_settings(config), self.router.set_read_only
@@ -269,7 +271,7 @@ class Node:
         return self.runtime.dice.randint(low, high)
 
     def _machine(self, engine: Engine) -> Machine:
-        return Machine(engine, store_limits(self.config), HEADS_KEPT // (self.config.shards + 1))
+        return Machine(engine, store_limits(self.config), self._head_budget)
 
     # ---- the rest --------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ follows from the entries and the replicated state alone.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import google_crc32c
@@ -17,6 +17,7 @@ import google_crc32c
 from kvstore.store import keys, records
 from kvstore.store.deadlines import Deadlines
 from kvstore.store.engine import Engine
+from kvstore.store.heads import RECORD_BYTES_MAX
 from kvstore.store.limits import StoreLimits
 from kvstore.store.records import INLINE_BYTES_MAX, Meta
 
@@ -29,6 +30,7 @@ class Draft:
     """Counters of `Meta` as they will be, and the writes that lead there."""
 
     __slots__ = (
+        "_find_head",
         "_first_revision",
         "changes",
         "clock_ms",
@@ -37,6 +39,7 @@ class Draft:
         "engine",
         "heads",
         "key_count",
+        "large_heads",
         "limits",
         "others",
         "pending",
@@ -54,8 +57,10 @@ class Draft:
         limits: StoreLimits,
         heads: dict[bytes, bytes | None],
         deadlines: Deadlines,
+        find_head: Callable[[bytes], bytes | None] | None = None,
     ) -> None:
         self.engine = engine
+        self._find_head = find_head
         self.limits = limits
         self.deadlines = deadlines
         self.term = 0
@@ -72,6 +77,8 @@ class Draft:
         """Writes of the entry at hand."""
         self.heads = heads
         """Head records as they are now, by record key: what was looked up and what was written."""
+        self.large_heads: list[bytes] = []
+        """Keys whose new head is too long to be kept in memory afterwards."""
         self.changes: list[Any] = []
         """Flat, see `records.pack_change`."""
         self.others: list[bytes] = []
@@ -90,7 +97,8 @@ class Draft:
         try:
             return self.heads[record_key]
         except KeyError:
-            found = self.heads[record_key] = self.engine.get(record_key)
+            find = self._find_head or self.engine.get
+            found = self.heads[record_key] = find(record_key)
             return found
 
     def keep_old(self, key: bytes, old: bytes, revision: int, is_marked: bool) -> bytes | bool:
@@ -109,6 +117,8 @@ class Draft:
 
     def set_head(self, record_key: bytes, record: bytes | None) -> None:
         self.heads[record_key] = self.writes[record_key] = record
+        if record is not None and len(record) > RECORD_BYTES_MAX:
+            self.large_heads.append(record_key)
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Ascending pairs, what was written here included. Must be used up before the next write."""

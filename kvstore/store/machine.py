@@ -31,7 +31,7 @@ from kvstore.store.compaction import Compaction
 from kvstore.store.deadlines import Deadlines
 from kvstore.store.draft import Draft
 from kvstore.store.engine import Engine, Engines
-from kvstore.store.heads import Heads
+from kvstore.store.heads import HeadBudget, Heads
 from kvstore.store.limits import StoreLimits
 from kvstore.store.records import CHANGE_FIELDS, Meta
 from kvstore.store.results import CommandResult
@@ -49,15 +49,14 @@ class Machine:
     """Opens on what the engine holds; an empty engine needs `bootstrap` or an installed snapshot.
 
     `limits` are the ones this node is configured for. They do nothing by themselves, see
-    `limits_to_propose`. `heads_kept_max` bounds the small records kept in memory for hot keys, about 250
-    bytes each.
+    `limits_to_propose`. `budget` bounds the small records kept in memory for hot keys.
     """
 
     def __init__(
-        self, engine: Engine, limits: StoreLimits = _DEFAULT_LIMITS, heads_kept_max: int = 4096
+        self, engine: Engine, limits: StoreLimits = _DEFAULT_LIMITS, budget: HeadBudget | None = None
     ) -> None:
         self._engine = engine
-        self._heads = Heads(engine, heads_kept_max)
+        self._heads = Heads(engine, budget or HeadBudget(4096))
         self._wanted_limits = limits
         self._sessions = Sessions(engine)
         self._compaction = Compaction()
@@ -137,8 +136,10 @@ class Machine:
         configuration = self.configuration
         try:
             payloads = [_decode_payload(entry.payload) if entry.kind == NORMAL else None for entry in entries]
-            heads = self._heads.get_all(mvcc.heads_of(payloads))
-            draft = Draft(self._engine, self._meta, self.limits, heads, self._deadlines)
+            heads = self._heads
+            if heads.is_cold:
+                heads.fetch(mvcc.heads_of(payloads))
+            draft = Draft(self._engine, self._meta, self.limits, heads.young, self._deadlines, heads.find)
             results = []
             for entry, payload in zip(entries, payloads, strict=True):
                 draft.term = entry.term
@@ -161,7 +162,7 @@ class Machine:
         self.limits = draft.limits
         self.is_empty = False
         self.written = draft.pending if self.keeps_written else _NOTHING
-        self._heads.keep(draft.heads)
+        heads.settle(len(draft.pending), draft.large_heads)
         self._sessions.between_drafts()
         return results
 
@@ -176,6 +177,7 @@ class Machine:
 
     def _give_up(self, entries: Sequence[Entry], error: Exception) -> None:
         """Nothing is in the engine: what the mirrors ran ahead must go. All but a full disk is final."""
+        self._heads.clear()
         self._sessions.reset()
         self._compaction.reset()
         self._deadlines.reset()
@@ -212,9 +214,7 @@ class Machine:
             head = self._heads.get(b"h" + query[1])
             return None if head is None else records.item(head)
         if name == "gets":
-            record_keys = [b"h" + key for key in query[1]]
-            heads = self._heads.get_all(record_keys)
-            found = [heads[record_key] for record_key in record_keys]
+            found = self._heads.get_all([b"h" + key for key in query[1]])
             return [None if head is None else records.item(head) for head in found]
         return queries.run(self._engine, self._meta, query)
 

@@ -8,12 +8,14 @@ something takes the next revision.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
 
 from kvstore.store import commands, deadlines, keys, records
 from kvstore.store.draft import Draft
+from kvstore.store.heads import RECORD_BYTES_MAX
 from kvstore.store.limits import StoreLimits
 from kvstore.store.records import (
     CHANGE_DELETE,
@@ -52,38 +54,38 @@ def heads_of(payloads: list[list[Any] | None]) -> list[bytes]:
 def apply_plain_puts(draft: Draft, ops: list[commands.Op], position: int, results: list[Result]) -> int:
     """The hot loop: a run of puts without options, from `position` on; gives the position behind it.
     Same effect as `_apply_put`, which a test compares."""
-    heads, writes = draft.heads, draft.writes
-    changed, answer = draft.changes.extend, results.append
+    writes, heads = draft.writes, draft.heads
+    changed, answer, known = draft.changes.extend, results.append, heads.get
     revision, created = draft.revision, 0
-    count = len(ops)
-    while position < count:
-        op = ops[position]
-        if op[0] != 1 or len(op) != 3:
+    for op in islice(ops, position, None):
+        if len(op) != 3 or op[0] != 1:
             break
-        position += 1
+        _, key, value = op
         revision += 1
-        key = op[1]
         record_key = b"h" + key
-        old = heads.get(record_key, _UNKNOWN)
+        old: Any = known(record_key, _UNKNOWN)
         if old is _UNKNOWN:
             old = draft.head(record_key)
         if old is None:
             created += 1
-            writes[record_key] = heads[record_key] = pack_plain_head(0, revision, revision, 1) + op[2]
+            record = pack_plain_head(0, revision, revision, 1) + value
+            writes[record_key] = heads[record_key] = record
             changed((key, 0, 0, None))
             answer([0, revision, 1, True, None])
         else:
-            flags, replaced, create_revision, version = unpack_head(old)  # type: ignore[arg-type]
+            flags, replaced, create_revision, version = unpack_head(old)
             version += 1
             if flags:
-                detach(draft, key, old)  # type: ignore[arg-type]
-            writes[record_key] = heads[record_key] = (
-                pack_plain_head(0, revision, create_revision, version) + op[2]
-            )
-            if version % MARK_EVERY == 0 or len(old) > INLINE_BYTES_MAX:  # type: ignore[arg-type]
-                old = draft.keep_old(key, old, revision, version % MARK_EVERY == 0)  # type: ignore[arg-type]
+                detach(draft, key, old)
+            record = pack_plain_head(0, revision, create_revision, version) + value
+            writes[record_key] = heads[record_key] = record
+            if version % MARK_EVERY == 0 or len(old) > INLINE_BYTES_MAX:
+                old = draft.keep_old(key, old, revision, version % MARK_EVERY == 0)
             changed((key, replaced, 0, old))
             answer([0, revision, version, False, None])
+        if len(record) > RECORD_BYTES_MAX:
+            draft.large_heads.append(record_key)
+    position += revision - draft.revision
     draft.revision = revision
     draft.key_count += created
     return position

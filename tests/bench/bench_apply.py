@@ -8,6 +8,7 @@ import time
 from kvstore.files import OsFiles
 from kvstore.raft.messages import NORMAL, Configuration, Entry
 from kvstore.store import Engines, Machine, MemoryEngines, RocksEngines, commands
+from kvstore.store.heads import HeadBudget
 from kvstore.types import LogIndex, Term
 
 KEYS = 100_000
@@ -83,7 +84,7 @@ def run(name: str, engines: Engines, directory: str) -> None:
     log = Log()
     dice = random.Random(1)
     keys = [b"key%016x" % dice.getrandbits(64) for _ in range(KEYS)]
-    machine = Machine(engines.open(directory), heads_kept_max=2 * KEYS)
+    machine = Machine(engines.open(directory), budget=HeadBudget(4 * KEYS))
     machine.bootstrap(Configuration())
     for title, entries, ops in cases(log, keys):
         begun = time.thread_time()
