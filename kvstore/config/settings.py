@@ -58,6 +58,12 @@ class Limits(Section, frozen=True):
         int,
         Meta(ge=KIB, le=MIB, description="bytes of a request's head; a key grows threefold percent-encoded"),
     ] = 32 * KIB
+    ttl_ms_min: Annotated[
+        int, Meta(ge=1, le=3_600_000, description="milliseconds; shortest time to live of a key or lease")
+    ] = 100
+    ttl_ms_max: Annotated[
+        int, Meta(ge=1000, le=1 << 50, description="milliseconds; longest time to live of a key or lease")
+    ] = 315_360_000_000
     connections_max: Annotated[
         Count, Meta(description="client connections; at the cap the slowest unfinished request goes first")
     ] = 8192

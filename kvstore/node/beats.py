@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvstore.node.clocks import Clocks
 from kvstore.node.runtime import Lane
 from kvstore.types import NodeId, ReplicaId, ShardId, Term, node_of
 from kvstore.wire.peer import Beat, BeatReply
@@ -48,17 +49,21 @@ class Beats:
                 for member in core.configuration.members():
                     if member != replica.me:
                         led.setdefault(node_of(member), []).append((shard, replica.me, core.term))
+        clocks = self._host.clocks.told(self._seq)
         for node, entries in led.items():
-            self._send(node, tuple(entries))
+            self._send(node, tuple(entries), tuple(clocks.get(node, ())))
 
-    def _send(self, node: NodeId, led: Led) -> None:
+    def _send(self, node: NodeId, led: Led, clocks: Clocks) -> None:
         sent = self._sent.get(node)
         if sent is None or sent.led != led:
             sent = self._sent[node] = Heard((sent.version if sent else 0) + 1, led)
         known = self._confirmed.get(node) == sent.version
-        self._host.post(node, Lane.CONTROL, Beat(sent.version, self._seq, None if known else sent.led, ()))
+        beat = Beat(sent.version, self._seq, None if known else sent.led, clocks)
+        self._host.post(node, Lane.CONTROL, beat)
 
     def on_beat(self, node: NodeId, beat: Beat) -> None:
+        for shard, clock_ms in beat.clocks:
+            self._host.clocks.hear(shard, clock_ms)
         heard = self._heard.get(node)
         if beat.led is not None:
             heard = self._heard[node] = Heard(beat.version, beat.led)

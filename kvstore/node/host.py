@@ -19,6 +19,7 @@ import msgspec
 
 from kvstore.errors import Corrupt, DiskFull, Fatal
 from kvstore.node.beats import Beats
+from kvstore.node.clocks import ShardClocks
 from kvstore.node.log_writer import DISK_FULL_RETRY_S, AppendsRecords, LogWriter, Promise
 from kvstore.node.replica import Replica
 from kvstore.node.runtime import Lane, Runtime, Transport
@@ -70,6 +71,7 @@ class Host:
         self.damaged_replicas: dict[ShardId, ReplicaId] = {}
         """The quarantined ones, of which the peers must be told."""
         self.log = LogWriter(runtime, wal, self._on_synced, self._on_log_failure, settings.inline_sync_s)
+        self.clocks = ShardClocks(self)
         self.beats = Beats(self)
         self.on_message: dict[type, Callable[[NodeId, Any], None]] = {
             peer.RaftMessages: self._on_raft,
@@ -100,6 +102,7 @@ class Host:
     def start(self) -> None:
         self._next_tick_at = self.runtime.now() + self.settings.tick_s
         self.runtime.call_later(self.settings.tick_s, self._tick)
+        self.clocks.start()
 
     def stop(self) -> None:
         self.is_stopped = True
@@ -112,6 +115,7 @@ class Host:
 
     def add(self, replica: Replica) -> None:
         self.replicas[replica.shard] = replica
+        replica.start_clock(self.runtime.now())
         self.mark_dirty(replica)
 
     def mark_dirty(self, replica: Replica) -> None:
@@ -368,8 +372,7 @@ class Host:
         replica.round_dated = 0
         replica.lease_until = 0.0
         if leads is not None:
-            replica.clock_base_ms = max(replica.machine.clock_ms, core.clock_ms)
-            replica.clock_base_at = self.runtime.now()
+            replica.run_clock(self.runtime.now())
         if was_leading:
             replica.lost_leadership()
         self.on_role_change(replica)
@@ -402,6 +405,8 @@ class Host:
             # Before the tick, which may have a heartbeat due that keeps the shard awake for ever.
             if replica.led_term is not None and not replica.core.quiet and replica.core.can_be_quiet():
                 replica.core.quiet = True
+            # Before the tick too: it may ask for votes.
+            replica.run_clock(now)
             replica.core.tick()
             replica.expire_calls(now)
             if replica.core.has_ready() or replica.queue:

@@ -17,6 +17,7 @@ from kvstore.files import Files, join
 from kvstore.node.boot import Boot
 from kvstore.node.boot_runner import BootRunner
 from kvstore.node.calls import Call
+from kvstore.node.expiry import Expiry
 from kvstore.node.handshake import Addresses
 from kvstore.node.host import Host
 from kvstore.node.identity import DataDirectory, Identity
@@ -102,6 +103,7 @@ class Node:
             self.host, self.tablets, self._host_replica, self.snapshots.receiver.cancel
         )
         self.rebuilds = Rebuilds(self.host, transport)
+        self.expiry = Expiry(self.host)
         self.boot = self._make_boot()
         self.boot_runner = BootRunner(
             self.boot,
@@ -235,6 +237,7 @@ class Node:
                 self.quarantine.mark(shard, incarnation, "a later incarnation was made")
             else:
                 self._host_replica(shard, incarnation, replica)
+        self.host.clocks.restore(recovered.clocks)
         self.quarantine.is_open = True
         self.recovered = Recovered()
         self.host.schedule_pass()
@@ -345,4 +348,5 @@ class Node:
         if self.host.is_stopped:
             return
         self.router.sweep()
+        self.expiry.sweep()
         self.runtime.call_later(self.host.settings.tick_s, self._sweep)

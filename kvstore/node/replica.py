@@ -94,6 +94,7 @@ class Replica:
         """The term this replica is known to lead, None as follower; the host watches it change."""
         self.clock_base_ms = 0
         self.clock_base_at = 0.0
+        """The shard clock as last logged or heard, and when: it runs on from there (`clocks`)."""
         self.heard_at = -1.0
         """When a leader's word last covered everything applied here; bounds a stale read's age."""
         self.round_sent_at: dict[int, float] = {}
@@ -112,6 +113,30 @@ class Replica:
         alone, and they may have answered reads with what this replica has not applied yet."""
         return self.core.has_committed_in_term and self.machine.applied >= self.core.commit
 
+    # ---- the shard clock -------------------------------------------------------------------------
+
+    def start_clock(self, now: float) -> None:
+        self.clock_base_ms, self.clock_base_at = self.machine.clock_ms, now
+
+    def hear_clock(self, clock_ms: int, now: float) -> None:
+        """The shard clock is known to be at least `clock_ms` now."""
+        if clock_ms > self.stamp_ms(now):
+            self.clock_base_ms, self.clock_base_at = clock_ms, now
+
+    def run_clock(self, now: float) -> None:
+        """Take what entries and votes have told, and let votes tell what is known here."""
+        self.hear_clock(max(self.core.clock_ms, self.machine.clock_ms), now)
+        self.core.clock_ms = self.stamp_ms(now)
+
+    def stamp_ms(self, now: float) -> int:
+        """The shard clock: the highest known and what has passed since. The leader's is the next entry's."""
+        return self.clock_base_ms + int((now - self.clock_base_at) * 1000)
+
+    @property
+    def known_clock_ms(self) -> int:
+        """The shard clock as of the last tick or the last entry applied."""
+        return max(self.machine.clock_ms, self.core.clock_ms)
+
     # ---- writes ---------------------------------------------------------------------------------
 
     def enqueue(self, call: Call) -> None:
@@ -123,10 +148,6 @@ class Replica:
             return
         self.queue.append(call)
         self.queue_bytes += size
-
-    def stamp_ms(self, now: float) -> int:
-        """The shard clock for the next entry: the highest known at election plus what has passed."""
-        return self.clock_base_ms + int((now - self.clock_base_at) * 1000)
 
     def propose_queue(self, now: float) -> None:
         """Turn everything that waits into as few entries as the caps allow."""
@@ -289,7 +310,7 @@ class Replica:
         else:
             if call.wait_until is not None and self.parked.park(call, value):
                 return
-            call.finish(ReadAnswer(self.shard, value, machine.clock_ms, staleness_s))
+            call.finish(ReadAnswer(self.shard, value, self.known_clock_ms, staleness_s))
 
     def confirm_reads(self) -> None:
         """Leader: one confirmation round for all reads that wait, and one at a time."""

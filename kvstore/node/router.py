@@ -198,6 +198,10 @@ class Router:
             return None if replica.core.leader is None else node_of(replica.core.leader)
         return self._hints.get(shard)
 
+    def clock_of(self, shard: ShardId) -> int | None:
+        """The shard's clock (ms) as far as this node can tell, for building deadlines in it."""
+        return self._host.clocks.of(shard)
+
     def set_read_only(self, is_read_only: bool) -> None:
         self.is_read_only = is_read_only
 
@@ -416,9 +420,11 @@ class Router:
         """What another node has answered to a forwarded operation."""
         if call.is_write:
             result, clock_ms = decode_result(payload)
+            self._host.clocks.hear(call.shard, clock_ms)
             call.finish(Answer(call.shard, result, clock_ms))
             return
         value, clock_ms, staleness_s = msgpack.unpackb(payload, strict_map_key=False)
+        self._host.clocks.hear(call.shard, clock_ms)
         if call.wait_until is not None and self._now() < call.wait_until - WAIT_SLACK_S:
             query = list(call.payload)
             if call.done is not None and not WAITS[query[0]].is_met(query, value):

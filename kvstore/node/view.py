@@ -68,7 +68,7 @@ class NodeView:
         for shard in self._node.shard_map.shards:
             start, end = self._node.shard_map.range_of(shard)
             replica = self._host.replicas.get(shard)
-            clock_ms = None if replica is None else int(replica.machine.clock_ms)
+            clock_ms = None if replica is None else replica.known_clock_ms
             rows.append(RouteRow(shard, start, end, self.leader_of(shard), self._homes(shard), clock_ms))
         nodes = [
             RouteNode(NodeId(each.id), self.client_address(NodeId(each.id)) or each.client)

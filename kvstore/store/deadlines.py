@@ -40,7 +40,7 @@ def remove_deadline(draft: Draft, due_ms: int, kind: int, subject: bytes) -> Non
 class Deadlines:
     """A lower bound of the first deadline, so that a leader need not look while nothing can be due.
 
-    It steers proposals, never apply: a bound that is too low costs one empty look."""
+    It decides when to look and where to begin, never what is due: one that is too low costs a longer look."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -53,6 +53,11 @@ class Deadlines:
         for key, _ in self._engine.scan(keys.DEADLINE, keys.DEADLINE_END):
             self.next_ms = parts(key)[0]
             break
+
+    @property
+    def start(self) -> bytes:
+        """No deadline lies before this record key."""
+        return keys.DEADLINE_END if self.next_ms is None else b"d" + keys.number(self.next_ms)
 
     def note(self, due_ms: int) -> None:
         if self.next_ms is None or due_ms < self.next_ms:

@@ -31,7 +31,8 @@ def apply_expire(draft: Draft, op: commands.Op) -> Result:
     limit = min(op[2], EXPIRED_MAX)
     due: list[bytes] = []
     following: int | None = None
-    for record_key, _ in draft.scan(keys.DEADLINE, keys.DEADLINE_END):
+    # From the bound on: what was carried out lies before it, and the engine steps over each that is gone.
+    for record_key, _ in draft.scan(draft.deadlines.start, keys.DEADLINE_END):
         due_ms = deadlines.parts(record_key)[0]
         if due_ms > draft.clock_ms or len(due) == limit:
             following = due_ms

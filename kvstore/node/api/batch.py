@@ -21,6 +21,7 @@ import msgspec
 from kvstore.errors import InvalidArgument, KvError, OutcomeUnknown, TooLarge, Unsupported
 from kvstore.node.api.context import Context
 from kvstore.node.api.items import delete_fields, item_fields, put_fields
+from kvstore.node.api.kv import ttl_ms_of
 from kvstore.node.calls import Answer, ReadAnswer
 from kvstore.node.requests import Request
 from kvstore.store import commands
@@ -135,9 +136,8 @@ def _pack_put(context: Context, op: Any, key: bytes, position: int) -> list[Any]
     ):
         return [commands.PUT, key, value]
     where = f"$.ops[{position}]"
-    for name in ("ttl", "lease"):
-        if getattr(op, name) is not None:
-            raise Unsupported(f"{where}.{name} is not supported by this version", parameter=name)
+    if op.lease is not None:
+        raise Unsupported(f"{where}.lease is not supported by this version", parameter="lease")
     if op.content_type is not None:
         limit = context.limits.content_type_bytes_max
         api.check_content_type(op.content_type, limit, f"{where}.content_type")
@@ -152,6 +152,7 @@ def _pack_put(context: Context, op: Any, key: bytes, position: int) -> list[Any]
         if_revision=op.if_revision,
         if_absent=op.if_absent,
         prev=op.prev,
+        ttl_ms=None if op.ttl is None else ttl_ms_of(context, str(op.ttl), f"{where}.ttl"),
     )
 
 

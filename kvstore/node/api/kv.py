@@ -31,9 +31,12 @@ def put(context: Context, request: Request, encoded_key: str, query: api.Query) 
         raise api.too_large("the value", "value_bytes_max", limits.value_bytes_max, len(value))
     options: dict[str, Any] = {}
     if query:
-        _refuse_unsupported(query, "ttl", "lease")
+        _refuse_unsupported(query, "lease")
         if api.flag_of(query, "prev"):
             options["prev"] = True
+        ttl = api.text_of(query, "ttl")
+        if ttl is not None:
+            options["ttl_ms"] = ttl_ms_of(context, ttl, "query parameter 'ttl'")
     content_type = api.content_type_of(headers, limits.content_type_bytes_max)
     if content_type is not None and content_type != _OCTETS:
         options["content_type"] = content_type
@@ -130,6 +133,11 @@ def consistency_of(query: api.Query) -> tuple[str, float | None]:
     if consistency != "stale":
         raise InvalidArgument("max_staleness is for consistency=stale", parameter="max_staleness")
     return consistency, api.duration_ms(bound, "query parameter 'max_staleness'", 0, 86_400_000) / 1000
+
+
+def ttl_ms_of(context: Context, text: str, where: str) -> int:
+    limits = context.limits
+    return api.duration_ms(text, where, limits.ttl_ms_min, limits.ttl_ms_max)
 
 
 def _refuse_unsupported(query: api.Query, *names: str) -> None:

@@ -41,7 +41,7 @@ class Operation(NamedTuple):
     errors: tuple[int, ...] = (400, 503, 504)
 
 
-_TTL = Parameter("ttl", "string", "Time to live, like 30s.", False)
+_TTL = Parameter("ttl", "string", "Time to live, like 30s: the key is deleted when it has passed.")
 _LEASE = Parameter("lease", "string", "Lease to attach the key to.", False)
 _WAIT = Parameter("wait", "string", "Hold the answer while the key is as If-None-Match says, like 30s.")
 _PREV = Parameter("prev", "boolean", "Give back what was replaced.")

@@ -440,7 +440,7 @@ def test_limits_of_a_batch_are_named() -> None:
     ]
 
 
-@pytest.mark.parametrize("option", [{"ttl": "3s"}, {"ttl": 3}, {"lease": "x"}])
+@pytest.mark.parametrize("option", [{"lease": "x"}])
 def test_option_of_a_later_version_fails_its_operation_with_501(
     node: ApiNode, option: dict[str, Any]
 ) -> None:
@@ -449,6 +449,19 @@ def test_option_of_a_later_version_fails_its_operation_with_501(
         (501, "unsupported"),
         (201, None),
     ]
+
+
+@pytest.mark.parametrize("ttl", ["3s", 3, 3.0, "3000ms"])
+def test_a_put_of_a_batch_may_have_a_ttl(node: ApiNode, ttl: Any) -> None:
+    assert [result["status"] for result in batch(node, put("a", "1", ttl=ttl), put("b"))] == [201, 201]
+    assert node.ask("GET", "/v1/kv/a").headers["KV-TTL"] == "3.000"
+    assert "KV-TTL" not in node.ask("GET", "/v1/kv/b").headers
+
+
+@pytest.mark.parametrize("ttl", ["", "never", 0, -1, 1e300])
+def test_a_bad_ttl_in_a_batch_is_400(node: ApiNode, ttl: Any) -> None:
+    reply = node.ask("POST", "/v1/batch", json.dumps({"ops": [put("a", "1", ttl=ttl)]}).encode())
+    assert "$.ops[0].ttl" in node.problem(reply, 400, "invalid-argument")["detail"]
 
 
 def test_body_of_another_type_is_415(node: ApiNode) -> None:

@@ -330,10 +330,32 @@ def test_parameter_with_a_bad_value_is_400(node: ApiNode, query: str) -> None:
     node.problem(node.ask("GET", f"/v1/kv/a?{query}"), 400, "invalid-argument")
 
 
-@pytest.mark.parametrize(("method", "query"), [("PUT", "ttl=30s"), ("PUT", "lease=x")])
+@pytest.mark.parametrize(("method", "query"), [("PUT", "lease=x")])
 def test_what_a_later_version_brings_is_501_by_name(node: ApiNode, method: str, query: str) -> None:
     document = node.problem(node.ask(method, f"/v1/kv/a?{query}"), 501, "unsupported")
     assert document["parameter"] == query.partition("=")[0]
+    assert not node.router.calls
+
+
+def test_a_ttl_is_counted_from_the_shard_clock_and_told_as_what_is_left(node: ApiNode) -> None:
+    node.router.clock_ms = 5_000
+    assert node.ask("PUT", "/v1/kv/a?ttl=30s", b"1").status == 201
+    assert node.ask("GET", "/v1/kv/a").headers["KV-TTL"] == "30.000"
+    node.router.clock_ms = 16_500
+    node.put("b-moves-the-clock{a}")
+    assert node.ask("GET", "/v1/kv/a").headers["KV-TTL"] == "18.500"
+    node.router.clock_ms = 99_000
+    node.put("b-moves-the-clock{a}")
+    overdue = node.ask("GET", "/v1/kv/a")
+    assert (overdue.status, overdue.headers["KV-TTL"]) == (200, "0.000"), "it is there until it is removed"
+    node.put("a")
+    assert "KV-TTL" not in node.ask("GET", "/v1/kv/a").headers
+
+
+@pytest.mark.parametrize("ttl", ["", "0", "99ms", "-1s", "1d", "1e3", "30 s", "99999999h", "soon", "%FF"])
+def test_a_bad_ttl_is_400_and_writes_nothing(node: ApiNode, ttl: str) -> None:
+    document = node.problem(node.ask("PUT", f"/v1/kv/a?ttl={ttl}", b"1"), 400, "invalid-argument")
+    assert "ttl" in document["detail"]
     assert not node.router.calls
 
 
