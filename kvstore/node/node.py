@@ -114,12 +114,16 @@ class Node:
             self.host.fail,
             prepare=self._create_replicas,
         )
-        self.host.on_message[BootState] = self.boot_runner.on_message
         self.status = Status(self.host, transport, lambda: self._is_hosting)
-        self.host.on_message[peer.AddressBook] = lambda node, book: self.learn_addresses(book.addresses)
-        self.host.on_message[peer.TransferRequest] = self._on_transfer
-        self.host.on_role_change = self._on_role_change
         self._is_hosting = False
+        self._listen()
+
+    def _listen(self) -> None:
+        on_message = self.host.on_message
+        on_message[BootState] = self.boot_runner.on_message
+        on_message[peer.AddressBook] = lambda node, book: self.learn_addresses(book.addresses)
+        on_message[peer.TransferRequest] = self._on_transfer
+        self.host.on_role_change = self._on_role_change
 
     # ---- life ------------------------------------------------------------------------------------
 

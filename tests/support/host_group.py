@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from kvstore.node.calls import Answer, ReadAnswer
+from kvstore.node.expiry import Expiry
 from kvstore.node.host import Host, HostSettings
 from kvstore.node.replica import Replica, ReplicaLimits
 from kvstore.node.router import Router
@@ -88,6 +89,7 @@ class HostedNode:
         self.fatal: list[BaseException] = []
         self.host = Host(name, peers, self.runtime, self.transport, self.log, settings, self.fatal.append)
         self.router = Router(self.host, self.transport, ShardMap(group.shard_count))
+        self.expiry = Expiry(self.host)
         self.host.on_role_change = lambda replica: self.router.wake(replica.shard)
         self.files = SimFiles()
         self._group = group
@@ -109,6 +111,7 @@ class HostedNode:
 
     def _sweep(self) -> None:
         self.router.sweep()
+        self.expiry.sweep()
         self.runtime.call_later(self.host.settings.tick_s, self._sweep)
 
     def stop(self) -> None:
