@@ -22,6 +22,7 @@ from kvstore.node.requests import BodyStream, Request, Response
 from kvstore.node.runtime import Lane
 from kvstore.node.trace import Observe
 from kvstore.node.view import NodeView
+from kvstore.placement import ShardMap
 from kvstore.store.engine import Engines
 from kvstore.store.memory import MemoryEngines
 from kvstore.types import NodeId, ShardId
@@ -145,6 +146,8 @@ class SimCluster:
         """Other bounds for the housekeeping than the shipped ones, to reach rare states sooner."""
         self.states: Counter[str] = Counter()
         """Rare states that were reached, see `coverage.py`."""
+        self.hurry_until = 0.0
+        """Something has just gone wrong: clients ask at a quick pace until then."""
         self.observe: Callable[[NodeId], Observe] = lambda name: lambda shard: None
         """Gives each life of a node the observers of its Raft events."""
 
@@ -219,6 +222,9 @@ class SimCluster:
         process.runtime.call_soon(process.api.handle, request)
 
     # ---- looking inside --------------------------------------------------------------------------
+
+    def shard_of(self, key: str) -> ShardId:
+        return ShardMap(self.config.shards).shard_of(key.encode())
 
     def leader_of(self, shard: ShardId) -> Process | None:
         leaders = [

@@ -17,9 +17,9 @@ from kvstore.errors import DiskFull, Fatal, WalPoisoned
 from kvstore.node.keeper import KeeperSettings
 from kvstore.node.trace import Trace
 from kvstore.types import NodeId, ShardId
-from tests.sim.clients import Client
 from tests.sim.cluster import Process, SimCluster
 from tests.sim.coverage import States
+from tests.sim.crowd import Stage, gather
 from tests.sim.faults import Faults
 from tests.sim.invariants import ClusterInvariants
 from tests.sim.promises import watch_promises
@@ -79,14 +79,7 @@ class Scenario:
                 )
         self._set_clocks(Random(f"{seed}/clocks"))
         self.history = History()
-        keys = [f"k{number}" for number in range(self.dice.choice((2, 4, 16)))] + ["count-a", "count-b"]
-        self.clients = [
-            Client(self.cluster, number, self.history, Random(f"{seed}/client/{number}"), keys)
-            for number in range(8)
-        ]
-        for client in self.clients:
-            client.lease_share = 0.5
-            client.favourite_share = 0.4
+        self.clients = gather(Stage(self.cluster, self.history))
         self.failures: list[str] = []
         self.faults = Faults(self.cluster, Random(f"{seed}/faults"), self._start)
         self.cluster.keeper = _keeper(Random(f"{seed}/keeper"), self.faults.profile)
@@ -190,6 +183,8 @@ class Scenario:
 
     def _judge(self) -> None:
         self._judge_history()
+        for client in self.clients:
+            self.failures += client.judge()
         for shard, hashes in self.cluster.state_hashes().items():
             self.world.note(f"shard {shard} ends as {sorted(hashes.items())}")
             if len(set(hashes.values())) > 1:
