@@ -107,7 +107,7 @@ def _send_again_whatever_it_is(patch: pytest.MonkeyPatch) -> None:
 
     def sweep_eagerly(router: Router, now: float) -> None:
         sweep(router, now)
-        for number, (call, _node) in list(router._forwards.items()):
+        for number, (call, *_rest) in list(router._forwards.items()):
             if call.deadline - now < 1.5:
                 del router._forwards[number]
                 call.deadline += 1.0
