@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Final
 
 from kvstore.errors import Fatal
-from kvstore.store import commands, expiry, mvcc
+from kvstore.store import commands, expiry, lock_queue, mvcc
 from kvstore.store.draft import Draft
 from kvstore.store.results import Result
 
 APPLY: Final[dict[int, Callable[[Draft, commands.Op], Result]]] = {
     **mvcc.APPLY,
+    **lock_queue.APPLY,
     commands.EXPIRE: expiry.apply_expire,
 }
 

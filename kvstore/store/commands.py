@@ -12,6 +12,7 @@ the request, and travels from there to every tablet as the same bytes: the leade
 | DELETE_RANGE | `[4, start, end or None]` or `[4, start, end or None, options]` |
 | LIMITS | `[5, [numbers of StoreLimits]]` |
 | EXPIRE | `[6, term, limit]`, see `expiry` |
+| 24 to 26 | see `lock_commands` |
 
 Options are a map of short names: `content_type: str`, `if_revision: int` (0: must be absent),
 `if_absent: True`, `if_present: True`, `prev: True` (give back what was replaced), `lease: bytes`,
@@ -30,6 +31,7 @@ from typing import Any, Final
 import msgspec
 
 from kvstore.errors import InvalidArgument
+from kvstore.store import lock_commands
 from kvstore.store.limits import StoreLimits
 
 PUT: Final = 1
@@ -39,7 +41,7 @@ DELETE_RANGE: Final = 4
 LIMITS: Final = 5
 EXPIRE: Final = 6
 
-_SHRINKING: Final = frozenset((DELETE, DELETE_RANGE, EXPIRE))
+_SHRINKING: Final = frozenset((DELETE, DELETE_RANGE, EXPIRE, lock_commands.LEAVE, lock_commands.RENEW))
 
 INT64_MIN: Final = -(1 << 63)
 INT64_MAX: Final = (1 << 63) - 1
@@ -284,4 +286,5 @@ _CHECKS: Final = {
     DELETE_RANGE: _delete_range_fault,
     LIMITS: _limits_fault,
     EXPIRE: _expire_fault,
+    **lock_commands.CHECKS,
 }

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 KEY: Final = 1
 """Subject: the key. It is removed."""
+LOCK_ENTRY: Final = 5
+"""Subject: length of the lock's name, name, order. The entry leaves its queue."""
+LOCK_MARK: Final = 6
+"""Subject: length of the lock's name, name, claim. The mark is removed."""
 
 
 def record_key(due_ms: int, kind: int, subject: bytes) -> bytes:

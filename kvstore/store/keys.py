@@ -13,6 +13,8 @@
 | `r` length of session, session, sequence | kept results of one request |
 | `e` due clock, session | when to look whether the session has expired |
 | `d` due clock, kind, subject | empty; a deadline (`deadlines`) |
+| `q` length of name, name[, order] | a lock's queue, and its entries (`lock_queue`) |
+| `u` length of name, name, claim | what became of a claim on a lock (`lock_queue`) |
 
 Numbers are 8 bytes big-endian, so that they sort. Marks of a key follow each other newest first. In `v`
 keys a key's 0x00 bytes become 0x00 0xff and the key ends with 0x00 0x00, so that no key's marks lie among
@@ -104,3 +106,22 @@ def expiry(due_ms: int, session_id: bytes) -> bytes:
 
 def expiry_parts(record_key: bytes) -> tuple[int, bytes]:
     return int.from_bytes(record_key[1:9], "big"), record_key[9:]
+
+
+def queue_subject(name: bytes, rest: bytes) -> bytes:
+    """A lock's name and what follows it, so that no name runs into another."""
+    return b"%b%b%b" % (len(name).to_bytes(2, "big"), name, rest)
+
+
+def queue_subject_parts(subject: bytes) -> tuple[bytes, bytes]:
+    end = 2 + int.from_bytes(subject[:2], "big")
+    return subject[2:end], subject[end:]
+
+
+def queue(name: bytes) -> bytes:
+    """Head of a lock's queue, and prefix of its entries."""
+    return b"q" + queue_subject(name, b"")
+
+
+def claim_mark(name: bytes, claim: bytes) -> bytes:
+    return b"u" + queue_subject(name, claim)

@@ -10,6 +10,8 @@ None: while it exists |
 | `["scan", start, end or None, options]` | `[[[key, *item], ...], more, revision, last key or None]` |
 | `["count", start, end or None, options]` | `[count, more, revision, last key or None]` |
 | `["changes", from revision, options]` | `[[[revision, kind, key, item or None], ...], next revision]` |
+| `["claim", lock name, claim]` | None, or `[holds, fence of the holder, due clock of its entry]` |
+| `["holder", lock name]` | None, or `[value, fence, due clock, how many wait]` |
 | `["info"]` | a map of the tablet's counters |
 
 Ranges are start <= key < end in byte order; `end` None: to the last key. Options, all of them optional:
@@ -30,7 +32,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from kvstore.errors import Compacted, Corrupt, InvalidArgument, RevisionInFuture
-from kvstore.store import keys, records
+from kvstore.store import keys, lock_queue, records
 from kvstore.store.engine import Engine
 from kvstore.store.records import HEAD_BYTES, Change, Meta, unpack_head
 
@@ -248,6 +250,14 @@ def _change_record_of(engine: Engine, revision: int) -> bytes:
     return keys.CHANGE
 
 
+def _claim(engine: Engine, _meta: Meta, name: bytes, claim: bytes) -> Any:
+    return lock_queue.find_claim(engine, name, claim)
+
+
+def _holder(engine: Engine, _meta: Meta, name: bytes) -> Any:
+    return lock_queue.find_holder(engine, name)
+
+
 def _info(engine: Engine, meta: Meta) -> dict[str, int]:
     return {**meta._asdict(), "bytes": engine.byte_count()}
 
@@ -260,5 +270,7 @@ _QUERIES: Final[dict[str, Callable[..., Any]]] = {
     "scan": _scan,
     "count": _count,
     "changes": _changes,
+    "claim": _claim,
+    "holder": _holder,
     "info": _info,
 }

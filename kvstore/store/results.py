@@ -13,6 +13,10 @@
 | SESSION_UNKNOWN | `[4]` the outcome of an earlier try is no longer known |
 | IDENTITY_MISMATCH | `[5]` same identity, other body |
 | SESSION_CAP | `[6]` no room for a new session |
+| OK lock ops | `[0, holds, fence of the holder, ms left of the entry]`, see `lock_queue` |
+| LOCK_LOST | `[9]` this claim on a lock has no entry (any more) |
+| REFUSED | `[10, floor]` came too late, or is dated too far ahead: build it anew, not-after above the floor |
+| QUEUE_FULL | `[20, entries]` the lock's queue takes no more |
 
 An item is `[value, revision, create_revision, version, content_type, lease, deadline_ms]`. `prev` is asked
 for with the option `prev`. In a replayed answer the value inside `prev` is None when it was too large
@@ -29,6 +33,7 @@ from kvstore.errors import (
     Conflict,
     IdempotencyMismatch,
     KvError,
+    LeaseNotFound,
     NotANumber,
     OutcomeUnknown,
     OutOfRange,
@@ -42,6 +47,9 @@ OUT_OF_RANGE: Final = 3
 SESSION_UNKNOWN: Final = 4
 IDENTITY_MISMATCH: Final = 5
 SESSION_CAP: Final = 6
+LOCK_LOST: Final = 9
+REFUSED: Final = 10
+QUEUE_FULL: Final = 20
 
 Result = list[Any]
 Item = list[Any]
@@ -72,5 +80,9 @@ def error_of(result: Result) -> KvError | None:
             return IdempotencyMismatch("this identity was used with another request")
         case 6:
             return Overloaded("no room for a new session on this shard", retry_after=1)
+        case 9:
+            return LeaseNotFound("nobody waits or holds by this token: it was released, given up, or expired")
+        case 20:
+            return Overloaded(f"the queue has {result[1]} entries and takes no more", retry_after=1)
         case code:
             raise AssertionError(f"result code {code} has no meaning")

@@ -1,0 +1,333 @@
+"""Fair queues for locks and elections: who holds a name, who waits for it, in which order.
+
+A queue lies in the tablet of the shard of its name's key. Its first entry is the holder. While there is
+one, the key is present and has the holder's value; the put that made it the holder has the *fence* as its
+revision, so fences of a name only grow. When the holder goes, the same op writes the key for the next
+one, or deletes it.
+
+| record | content |
+|---|---|
+| `q` length of name, name | MP: order of the holder, last order given, count of entries |
+| `q` length of name, name, order | MP: an entry |
+| `u` length of name, name, claim | MP: a claim's mark |
+
+**Nobody unknown may hold a name** (pitfall 44). An ENTER that arrives late, after its caller was told that
+it does not wait any more, must not take a place:
+
+- It is refused when the shard clock has passed its not-after.
+- Until then a mark stays that makes it void: of the attempts that were given up, up to a not-after. A
+  request that comes again (a later attempt, its not-after is higher) may enter anew.
+- A claim whose name was granted and has been given back or lost is over: it enters no more.
+- Who gives up names its attempt. If the request has come again at another node meanwhile, the entry is
+  that attempt's, and giving up does nothing.
+
+**Deadlines.** A waiting entry ends a little after its wait. When its turn comes, the caller's node has
+`PICKUP_MS` to take the grant, by sending its ENTER again; from there the entry lasts its TTL, and each RENEW
+sets that anew. All of it counts in the shard clock and is carried out by EXPIRE ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from kvstore.store import deadlines, keys, lock_commands, mvcc, records
+from kvstore.store.draft import Draft
+from kvstore.store.engine import Engine
+from kvstore.store.records import CHANGE_DELETE, CHANGE_EXPIRE
+from kvstore.store.results import IDENTITY_MISMATCH, LOCK_LOST, OK, QUEUE_FULL, REFUSED, Result
+
+ENTRIES_MAX: Final = 1000
+"""Of one queue, the holder included."""
+AHEAD_MS_MAX: Final = 60_000
+"""How far beyond clock and wait a not-after may lie: as long as that a mark may have to stay."""
+LATE_MS: Final = 5_000
+"""A waiting entry outlives its wait by this, so that its node withdraws it first."""
+PICKUP_MS: Final = 10_000
+OVER_MS: Final = 60_000
+"""How long it is known that a claim is over."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Entry(msgspec.Struct, array_like=True):
+    claim: bytes
+    not_after_ms: int
+    attempt: int
+    """The latest attempt that joined: it alone may withdraw."""
+    ttl_ms: int
+    due_ms: int
+    fence: int
+    """0 while it waits."""
+    is_taken: bool
+    """Its caller's node has seen the grant."""
+    value: bytes
+
+
+class Mark(msgspec.Struct, array_like=True):
+    order: int
+    """Of the claim's entry; 0: it has none."""
+    void_ms: int = 0
+    """Attempts up to this not-after were given up."""
+    is_over: bool = False
+    due_ms: int = 0
+    """When the mark goes, while there is no entry."""
+
+
+_decode_head = msgspec.msgpack.Decoder(tuple[int, int, int]).decode
+_decode_entry = msgspec.msgpack.Decoder(Entry).decode
+_decode_mark = msgspec.msgpack.Decoder(Mark).decode
+
+
+class Queue:
+    """The queue of one name, as the draft has it."""
+
+    def __init__(self, draft: Draft, name: bytes) -> None:
+        self.draft = draft
+        self.name = name
+        self._prefix = keys.queue(name)
+        record = draft.get(self._prefix)
+        self.holder, self._last, self.count = (0, 0, 0) if record is None else _decode_head(record)
+
+    # ---- records ---------------------------------------------------------------------------------
+
+    def entry(self, order: int) -> Entry | None:
+        record = self.draft.get(self._prefix + keys.number(order))
+        return None if record is None else _decode_entry(record)
+
+    def mark(self, claim: bytes) -> Mark | None:
+        record = self.draft.get(keys.claim_mark(self.name, claim))
+        return None if record is None else _decode_mark(record)
+
+    def _write_head(self) -> None:
+        head = (self.holder, self._last, self.count)
+        self.draft.writes[self._prefix] = _encode(head) if self.count else None
+
+    def _write(self, order: int, entry: Entry) -> None:
+        self.draft.writes[self._prefix + keys.number(order)] = _encode(entry)
+
+    def set_due(self, order: int, entry: Entry, due_ms: int) -> None:
+        subject = keys.queue_subject(self.name, keys.number(order))
+        if entry.due_ms:
+            deadlines.remove_deadline(self.draft, entry.due_ms, deadlines.LOCK_ENTRY, subject)
+        entry.due_ms = due_ms
+        deadlines.set_deadline(self.draft, due_ms, deadlines.LOCK_ENTRY, subject)
+        self._write(order, entry)
+
+    def write_mark(self, claim: bytes, old: Mark | None, new: Mark | None) -> None:
+        """Replace a claim's mark; one without an entry goes when it is due."""
+        draft, subject = self.draft, keys.queue_subject(self.name, claim)
+        if old is not None and old.due_ms:
+            deadlines.remove_deadline(draft, old.due_ms, deadlines.LOCK_MARK, subject)
+        if new is not None and not new.order:
+            deadlines.set_deadline(draft, new.due_ms, deadlines.LOCK_MARK, subject)
+        draft.writes[keys.claim_mark(self.name, claim)] = None if new is None else _encode(new)
+
+    # ---- changes ---------------------------------------------------------------------------------
+
+    def add(self, entry: Entry, wait_ms: int) -> int:
+        """Put an entry at the end; in an empty queue it holds at once, and its node is there to see it."""
+        self._last = order = self._last + 1
+        self.count += 1
+        left_ms = wait_ms + LATE_MS
+        if self.count == 1:
+            self._grant(order, entry)
+            entry.is_taken, left_ms = True, entry.ttl_ms
+        self.set_due(order, entry, self.draft.clock_ms + left_ms)
+        self._write_head()
+        return order
+
+    def _grant(self, order: int, entry: Entry) -> None:
+        self.holder = order
+        old = self.draft.head(b"h" + self.name)
+        entry.fence, _ = mvcc.write_head(self.draft, self.name, old, entry.value, records.NO_ATTRIBUTES)
+
+    def end(self, order: int, entry: Entry, kind: int) -> None:
+        """Take an entry out. If it held the name, the next one does, or the key goes with `kind`."""
+        self._remove(order, entry)
+        if order == self.holder:
+            self._hand_over(kind)
+        self._write_head()
+
+    def _remove(self, order: int, entry: Entry) -> None:
+        self.count -= 1
+        self.draft.writes[self._prefix + keys.number(order)] = None
+        subject = keys.queue_subject(self.name, keys.number(order))
+        deadlines.remove_deadline(self.draft, entry.due_ms, deadlines.LOCK_ENTRY, subject)
+        clock_ms = self.draft.clock_ms
+        if entry.is_taken:
+            due_ms = max(clock_ms, entry.not_after_ms) + OVER_MS
+            self.write_mark(entry.claim, None, Mark(0, entry.not_after_ms, True, due_ms))
+        elif entry.not_after_ms >= clock_ms:
+            due_ms = entry.not_after_ms + 1
+            self.write_mark(entry.claim, None, Mark(0, entry.not_after_ms, False, due_ms))
+        else:
+            self.write_mark(entry.claim, None, None)
+
+    def _hand_over(self, kind: int) -> None:
+        """Grant to the first that still waits; who should have gone by now is passed over."""
+        self.holder = 0
+        while self.count:
+            order, entry = self._first()
+            if entry.due_ms > self.draft.clock_ms:
+                self._grant(order, entry)
+                self.set_due(order, entry, self.draft.clock_ms + min(entry.ttl_ms, PICKUP_MS))
+                return
+            self._remove(order, entry)
+        mvcc.remove(self.draft, self.name, kind)
+
+    def _first(self) -> tuple[int, Entry]:
+        start = self._prefix + keys.number(1)
+        for record_key, record in self.draft.scan(start, self._prefix + b"\xff" * 9):
+            return int.from_bytes(record_key[-8:], "big"), _decode_entry(record)
+        raise AssertionError(f"the queue of {self.name!r} counts {self.count} entries and has none")
+
+    # ---- answers ---------------------------------------------------------------------------------
+
+    def stand(self, order: int, entry: Entry) -> Result:
+        """Where an entry stands. The holder's own node has come: from now on it lasts its TTL."""
+        if order != self.holder:
+            return [OK, False, self.fence(), entry.due_ms - self.draft.clock_ms]
+        if not entry.is_taken:
+            entry.is_taken = True
+            self.set_due(order, entry, self.draft.clock_ms + entry.ttl_ms)
+        return [OK, True, entry.fence, entry.due_ms - self.draft.clock_ms]
+
+    def fence(self) -> int:
+        """Of the present holder; 0: there is none."""
+        holder = self.entry(self.holder) if self.holder else None
+        return 0 if holder is None else holder.fence
+
+
+def _enter(draft: Draft, op: list[Any]) -> Result:
+    """-> `[OK, holds, fence of the holder, ms left of this entry]`; see `results` for refusals."""
+    _, name, claim, attempt, ttl_ms, wait_ms, not_after_ms, value = op
+    queue = Queue(draft, name)
+    mark = queue.mark(claim)
+    entry = queue.entry(mark.order) if mark is not None and mark.order else None
+    is_in_time = draft.clock_ms <= not_after_ms <= draft.clock_ms + wait_ms + AHEAD_MS_MAX
+    if mark is not None and entry is not None:
+        if (ttl_ms, value) != (entry.ttl_ms, entry.value):
+            return [IDENTITY_MISMATCH]
+        if (not_after_ms, attempt) != (entry.not_after_ms, entry.attempt):
+            if not is_in_time or not_after_ms <= entry.not_after_ms:
+                return [REFUSED, entry.not_after_ms]
+            entry.not_after_ms, entry.attempt, entry.is_taken = not_after_ms, attempt, False
+            due_ms = entry.due_ms if entry.fence else draft.clock_ms + wait_ms + LATE_MS
+            queue.set_due(mark.order, entry, due_ms)
+        return queue.stand(mark.order, entry)
+    if mark is not None and mark.is_over:
+        return [LOCK_LOST]
+    if not is_in_time or (mark is not None and not_after_ms <= mark.void_ms):
+        return [REFUSED, 0 if mark is None else mark.void_ms]
+    if queue.count and not wait_ms:
+        # A second copy of this very op must not find the name free.
+        queue.write_mark(claim, mark, Mark(0, not_after_ms, False, not_after_ms + 1))
+        return [OK, False, queue.fence(), 0]
+    if queue.count >= ENTRIES_MAX:
+        return [QUEUE_FULL, queue.count]
+    entry = Entry(claim, not_after_ms, attempt, ttl_ms, 0, 0, False, value)
+    order = queue.add(entry, wait_ms)
+    queue.write_mark(claim, mark, Mark(order))
+    return queue.stand(order, entry)
+
+
+def _leave(draft: Draft, op: list[Any]) -> Result:
+    """-> `[OK, holds, fence of the holder, ms left, ended]`; `holds`: the grant was kept; `ended`: an entry
+    was taken out by this."""
+    _, name, claim, attempt, not_after_ms, keeps_grant = op
+    queue = Queue(draft, name)
+    mark = queue.mark(claim)
+    entry = queue.entry(mark.order) if mark is not None and mark.order else None
+    if mark is not None and entry is not None:
+        if not_after_ms is not None and (not_after_ms, attempt) < (entry.not_after_ms, entry.attempt):
+            return [OK, False, queue.fence(), 0, False]
+        if keeps_grant and mark.order == queue.holder:
+            return [*queue.stand(mark.order, entry), False]
+        if not_after_ms is not None:
+            entry.not_after_ms = not_after_ms
+        queue.end(mark.order, entry, CHANGE_DELETE)
+        return [OK, False, queue.fence(), 0, True]
+    known_void_ms = 0 if mark is None else mark.void_ms
+    if not_after_ms is not None and not_after_ms > known_void_ms and not_after_ms >= draft.clock_ms:
+        # The ENTER is still on its way, or was refused: it must not arrive after this.
+        is_over = mark is not None and mark.is_over
+        due_ms = max(not_after_ms + 1, 0 if mark is None else mark.due_ms)
+        queue.write_mark(claim, mark, Mark(0, not_after_ms, is_over, due_ms))
+    return [OK, False, queue.fence(), 0, False]
+
+
+def _renew(draft: Draft, op: list[Any]) -> Result:
+    """-> `[OK, True, fence, ms left]` or `[LOCK_LOST]`."""
+    queue = Queue(draft, op[1])
+    mark = queue.mark(op[2])
+    entry = queue.entry(mark.order) if mark is not None and mark.order == queue.holder else None
+    if mark is None or entry is None:
+        return [LOCK_LOST]
+    entry.is_taken = True
+    queue.set_due(mark.order, entry, draft.clock_ms + entry.ttl_ms)
+    return queue.stand(mark.order, entry)
+
+
+def expire_entry(draft: Draft, due_ms: int, subject: bytes) -> bool:
+    """An entry's time is up: its caller has stopped renewing, or waiting without saying so."""
+    name, number = keys.queue_subject_parts(subject)
+    queue, order = Queue(draft, name), int.from_bytes(number, "big")
+    entry = queue.entry(order)
+    # The same EXPIRE may have passed it over already.
+    if entry is not None and entry.due_ms == due_ms:
+        queue.end(order, entry, CHANGE_EXPIRE)
+    return True
+
+
+def expire_mark(draft: Draft, due_ms: int, subject: bytes) -> bool:
+    name, claim = keys.queue_subject_parts(subject)
+    queue = Queue(draft, name)
+    mark = queue.mark(claim)
+    if mark is not None and mark.due_ms == due_ms:
+        queue.write_mark(claim, mark, None)
+    return True
+
+
+APPLY: Final[dict[int, Callable[[Draft, list[Any]], Result]]] = {
+    lock_commands.ENTER: _enter,
+    lock_commands.LEAVE: _leave,
+    lock_commands.RENEW: _renew,
+}
+
+
+# ---- reads ---------------------------------------------------------------------------------------
+
+
+def find_claim(engine: Engine, name: bytes, claim: bytes) -> list[Any] | None:
+    """`[holds, fence of the holder, due_ms of the entry]`, None: the claim has no entry."""
+    record = engine.get(keys.claim_mark(name, claim))
+    mark = None if record is None else _decode_mark(record)
+    if mark is None or not mark.order:
+        return None
+    prefix = keys.queue(name)
+    head, own = engine.get_many([prefix, prefix + keys.number(mark.order)])
+    if head is None or own is None:
+        return None
+    holder = _decode_head(head)[0]
+    entry = _decode_entry(own)
+    if holder == mark.order:
+        return [True, entry.fence, entry.due_ms]
+    held = engine.get(prefix + keys.number(holder))
+    return [False, 0 if held is None else _decode_entry(held).fence, entry.due_ms]
+
+
+def find_holder(engine: Engine, name: bytes) -> list[Any] | None:
+    """`[value, fence, due_ms, how many wait]`, None: nobody holds the name."""
+    prefix = keys.queue(name)
+    head = engine.get(prefix)
+    if head is None:
+        return None
+    holder, _, count = _decode_head(head)
+    record = engine.get(prefix + keys.number(holder))
+    if record is None:
+        return None
+    entry = _decode_entry(record)
+    return [entry.value, entry.fence, entry.due_ms, count - 1]
