@@ -9,7 +9,7 @@ one, or deletes it.
 |---|---|
 | `q` length of name, name | MP: order of the holder, last order given, count of entries |
 | `q` length of name, name, order | MP: an entry |
-| `u` length of name, name, claim | MP: a claim's mark |
+| `u` length of name, name, claim | MP: the mark of a claim |
 
 **Nobody unknown may hold a name** (pitfall 44). An ENTER that arrives late, after its caller was told that
 it does not wait any more, must not take a place:
@@ -74,6 +74,8 @@ class Mark(msgspec.Struct, array_like=True):
     is_over: bool = False
     due_ms: int = 0
     """When the mark goes, while there is no entry."""
+    fence: int = 0
+    """Of the entry, once it holds: whoever waits for the grant waits for this record to be written."""
 
 
 _decode_head = msgspec.msgpack.Decoder(tuple[int, int, int]).decode
@@ -135,6 +137,8 @@ class Queue:
         if self.count == 1:
             self._grant(order, entry)
             entry.is_taken, left_ms = True, entry.ttl_ms
+        else:
+            self.write_mark(entry.claim, None, Mark(order))
         self.set_due(order, entry, self.draft.clock_ms + left_ms)
         self._write_head()
         return order
@@ -143,6 +147,7 @@ class Queue:
         self.holder = order
         old = self.draft.head(b"h" + self.name)
         entry.fence, _ = mvcc.write_head(self.draft, self.name, old, entry.value, records.NO_ATTRIBUTES)
+        self.write_mark(entry.claim, None, Mark(order, fence=entry.fence))
 
     def end(self, order: int, entry: Entry, kind: int) -> None:
         """Take an entry out. If it held the name, the next one does, or the key goes with `kind`."""
@@ -228,10 +233,10 @@ def _enter(draft: Draft, op: list[Any]) -> Result:
         return [OK, False, queue.fence(), 0]
     if queue.count >= ENTRIES_MAX:
         return [QUEUE_FULL, queue.count]
+    if mark is not None:
+        queue.write_mark(claim, mark, None)
     entry = Entry(claim, not_after_ms, attempt, ttl_ms, 0, 0, False, value)
-    order = queue.add(entry, wait_ms)
-    queue.write_mark(claim, mark, Mark(order))
-    return queue.stand(order, entry)
+    return queue.stand(queue.add(entry, wait_ms), entry)
 
 
 def _leave(draft: Draft, op: list[Any]) -> Result:
@@ -302,21 +307,10 @@ APPLY: Final[dict[int, Callable[[Draft, list[Any]], Result]]] = {
 
 
 def find_claim(engine: Engine, name: bytes, claim: bytes) -> list[Any] | None:
-    """`[holds, fence of the holder, due_ms of the entry]`, None: the claim has no entry."""
+    """`[fence or 0 while it waits]`, None: the claim has no entry."""
     record = engine.get(keys.claim_mark(name, claim))
     mark = None if record is None else _decode_mark(record)
-    if mark is None or not mark.order:
-        return None
-    prefix = keys.queue(name)
-    head, own = engine.get_many([prefix, prefix + keys.number(mark.order)])
-    if head is None or own is None:
-        return None
-    holder = _decode_head(head)[0]
-    entry = _decode_entry(own)
-    if holder == mark.order:
-        return [True, entry.fence, entry.due_ms]
-    held = engine.get(prefix + keys.number(holder))
-    return [False, 0 if held is None else _decode_entry(held).fence, entry.due_ms]
+    return None if mark is None or not mark.order else [mark.fence]
 
 
 def find_holder(engine: Engine, name: bytes) -> list[Any] | None:

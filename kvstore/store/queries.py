@@ -10,7 +10,7 @@ None: while it exists |
 | `["scan", start, end or None, options]` | `[[[key, *item], ...], more, revision, last key or None]` |
 | `["count", start, end or None, options]` | `[count, more, revision, last key or None]` |
 | `["changes", from revision, options]` | `[[[revision, kind, key, item or None], ...], next revision]` |
-| `["claim", lock name, claim]` | None, or `[holds, fence of the holder, due clock of its entry]` |
+| `["claim", lock name, claim]` | None: no entry, or `[its fence, 0 while it waits]` |
 | `["holder", lock name]` | None, or `[value, fence, due clock, how many wait]` |
 | `["info"]` | a map of the tablet's counters |
 
