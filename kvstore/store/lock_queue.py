@@ -46,6 +46,8 @@ AHEAD_MS_MAX: Final = 60_000
 LATE_MS: Final = 5_000
 """A waiting entry outlives its wait by this, so that its node withdraws it first."""
 PICKUP_MS: Final = 10_000
+RELEASED: Final = 1
+EXPIRED: Final = 2
 OVER_MS: Final = 60_000
 """How long it is known that a claim is over."""
 
@@ -71,7 +73,8 @@ class Mark(msgspec.Struct, array_like=True):
     """Of the claim's entry; 0: it has none."""
     void_ms: int = 0
     """Attempts up to this not-after were given up."""
-    is_over: bool = False
+    over: int = 0
+    """The claim held the name and does no more: `RELEASED` or `EXPIRED`."""
     due_ms: int = 0
     """When the mark goes, while there is no entry."""
     fence: int = 0
@@ -151,12 +154,12 @@ class Queue:
 
     def end(self, order: int, entry: Entry, kind: int) -> None:
         """Take an entry out. If it held the name, the next one does, or the key goes with `kind`."""
-        self._remove(order, entry)
+        self._remove(order, entry, EXPIRED if kind == CHANGE_EXPIRE else RELEASED)
         if order == self.holder:
             self._hand_over(kind)
         self._write_head()
 
-    def _remove(self, order: int, entry: Entry) -> None:
+    def _remove(self, order: int, entry: Entry, over: int) -> None:
         self.count -= 1
         self.draft.writes[self._prefix + keys.number(order)] = None
         subject = keys.queue_subject(self.name, keys.number(order))
@@ -164,10 +167,10 @@ class Queue:
         clock_ms = self.draft.clock_ms
         if entry.is_taken:
             due_ms = max(clock_ms, entry.not_after_ms) + OVER_MS
-            self.write_mark(entry.claim, None, Mark(0, entry.not_after_ms, True, due_ms))
+            self.write_mark(entry.claim, None, Mark(0, entry.not_after_ms, over, due_ms))
         elif entry.not_after_ms >= clock_ms:
             due_ms = entry.not_after_ms + 1
-            self.write_mark(entry.claim, None, Mark(0, entry.not_after_ms, False, due_ms))
+            self.write_mark(entry.claim, None, Mark(0, entry.not_after_ms, 0, due_ms))
         else:
             self.write_mark(entry.claim, None, None)
 
@@ -180,7 +183,7 @@ class Queue:
                 self._grant(order, entry)
                 self.set_due(order, entry, self.draft.clock_ms + min(entry.ttl_ms, PICKUP_MS))
                 return
-            self._remove(order, entry)
+            self._remove(order, entry, EXPIRED)
         mvcc.remove(self.draft, self.name, kind)
 
     def _first(self) -> tuple[int, Entry]:
@@ -223,13 +226,13 @@ def _enter(draft: Draft, op: list[Any]) -> Result:
             due_ms = entry.due_ms if entry.fence else draft.clock_ms + wait_ms + LATE_MS
             queue.set_due(mark.order, entry, due_ms)
         return queue.stand(mark.order, entry)
-    if mark is not None and mark.is_over:
+    if mark is not None and mark.over:
         return [LOCK_LOST]
     if not is_in_time or (mark is not None and not_after_ms <= mark.void_ms):
         return [REFUSED, 0 if mark is None else mark.void_ms]
     if queue.count and not wait_ms:
         # A second copy of this very op must not find the name free.
-        queue.write_mark(claim, mark, Mark(0, not_after_ms, False, not_after_ms + 1))
+        queue.write_mark(claim, mark, Mark(0, not_after_ms, 0, not_after_ms + 1))
         return [OK, False, queue.fence(), 0]
     if queue.count >= ENTRIES_MAX:
         return [QUEUE_FULL, queue.count]
@@ -241,7 +244,7 @@ def _enter(draft: Draft, op: list[Any]) -> Result:
 
 def _leave(draft: Draft, op: list[Any]) -> Result:
     """-> `[OK, holds, fence of the holder, ms left, ended]`; `holds`: the grant was kept; `ended`: an entry
-    was taken out by this."""
+    was taken out by this, or by an earlier release."""
     _, name, claim, attempt, not_after_ms, keeps_grant = op
     queue = Queue(draft, name)
     mark = queue.mark(claim)
@@ -258,10 +261,10 @@ def _leave(draft: Draft, op: list[Any]) -> Result:
     known_void_ms = 0 if mark is None else mark.void_ms
     if not_after_ms is not None and not_after_ms > known_void_ms and not_after_ms >= draft.clock_ms:
         # The ENTER is still on its way, or was refused: it must not arrive after this.
-        is_over = mark is not None and mark.is_over
+        over = 0 if mark is None else mark.over
         due_ms = max(not_after_ms + 1, 0 if mark is None else mark.due_ms)
-        queue.write_mark(claim, mark, Mark(0, not_after_ms, is_over, due_ms))
-    return [OK, False, queue.fence(), 0, False]
+        queue.write_mark(claim, mark, Mark(0, not_after_ms, over, due_ms))
+    return [OK, False, queue.fence(), 0, mark is not None and mark.over == RELEASED]
 
 
 def _renew(draft: Draft, op: list[Any]) -> Result:

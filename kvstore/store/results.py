@@ -33,7 +33,7 @@ from kvstore.errors import (
     Conflict,
     IdempotencyMismatch,
     KvError,
-    LeaseNotFound,
+    LockLost,
     NotANumber,
     OutcomeUnknown,
     OutOfRange,
@@ -81,7 +81,7 @@ def error_of(result: Result) -> KvError | None:
         case 6:
             return Overloaded("no room for a new session on this shard", retry_after=1)
         case 9:
-            return LeaseNotFound("nobody waits or holds by this token: it was released, given up, or expired")
+            return LockLost("nobody holds or waits by this token: it was given back, or its time ran out")
         case 20:
             return Overloaded(f"the queue has {result[1]} entries and takes no more", retry_after=1)
         case code:

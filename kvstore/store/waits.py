@@ -34,8 +34,17 @@ def _has_changes(query: list[Any], answer: list[Any]) -> bool:
     return bool(answer[1] > query[1])
 
 
+def _claim_topics(query: list[Any]) -> tuple[bytes, ...]:
+    return (keys.claim_mark(query[1], query[2]),)
+
+
+def _is_not_waiting(query: list[Any], answer: list[Any] | None) -> bool:
+    return answer is None or answer[0] > 0
+
+
 WAITS: Final[dict[str, Wait]] = {
     "wait": Wait(_key_topics, _is_other_revision),
+    "claim": Wait(_claim_topics, _is_not_waiting),
     # Every apply writes the counters: cheaper than knowing who wants which change.
     "changes": Wait(lambda query: (keys.META,), _has_changes),
 }

@@ -300,11 +300,11 @@ def test_giving_up_keeps_what_was_granted_meanwhile_if_asked_to(tablet: Tablet) 
     assert holder(tablet) is None
 
 
-def test_releasing_again_does_nothing_and_says_so(tablet: Tablet) -> None:
+def test_releasing_again_does_nothing_and_says_the_same(tablet: Tablet) -> None:
     take(tablet, A)
     take(tablet, B)
     assert release(tablet, A)[4] is True
-    assert release(tablet, A) == [OK, False, 2, 0, False]
+    assert release(tablet, A) == [OK, False, 2, 0, True]
     assert release(tablet, C) == [OK, False, 2, 0, False]
     assert holder(tablet)[1] == 2
 
