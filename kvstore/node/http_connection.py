@@ -71,7 +71,7 @@ class Exchange(Request):
         self.address = connection.address
         self.sink = connection
         self.is_answered = False
-        self.on_gone = None
+        self.on_end_of_input = self.on_gone = None
         self.is_last = is_last
         """The connection closes after this answer."""
         self.closing = closing
@@ -191,6 +191,9 @@ class Connection(asyncio.Protocol):
         if self.is_lingering or not (self._open or self._held):
             return False
         (self._held or self._open)[-1].is_last = True
+        for exchange in tuple(self._open):
+            if exchange.on_end_of_input is not None:
+                exchange.on_end_of_input()
         return True
 
     def pause_writing(self) -> None:

@@ -131,6 +131,7 @@ class NodeMetrics:
             "Operations by kind and status; those inside batches count too.",
             ("op", "code"),
         )
+        self.lock_waits = self._gauge("kv_lock_waits", "Requests for locks and elections that wait here.")
         self.http_connections = self._gauge("kv_http_connections", "Open client connections.")
         self.http_connections_dropped = self._counter(
             "kv_http_connections_dropped_total", "Client connections closed by a deadline or a cap."

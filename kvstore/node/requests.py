@@ -97,6 +97,7 @@ class Request:
         "id",
         "is_answered",
         "method",
+        "on_end_of_input",
         "on_gone",
         "route",
         "shard",
@@ -117,6 +118,9 @@ class Request:
         self.is_answered = False
         self.on_gone: Callable[[], None] | None = None
         """Called if the caller goes before it was answered whole."""
+        self.on_end_of_input: Callable[[], None] | None = None
+        """Called if the caller closes its half of the connection: it may still read an answer, but more
+        likely its process has ended."""
         self.id: bytes
         self.route: str
         self.shard: ShardId | None

@@ -349,6 +349,15 @@ def _identity_of_key(key: str, method: str, target: str, body: bytes, since_ms: 
     )
 
 
+def digest(size: int, *parts: bytes) -> bytes:
+    """A hash of parts, each with its length, so that no other parts have the same."""
+    state = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        state.update(len(part).to_bytes(4, "big"))
+        state.update(part)
+    return state.digest()
+
+
 # --- cursors and positions -----------------------------------------------------------------------
 
 

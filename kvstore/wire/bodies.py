@@ -118,6 +118,15 @@ class TransferBody(msgspec.Struct, forbid_unknown_fields=True):
     to: str
 
 
+class ClaimBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Of a lock or an election. `value` is text, in MessagePack also bytes."""
+
+    ttl: str | int | float | None = None
+    wait: str | int | float | None = None
+    value: Any = None
+    value_b64: Any = None
+
+
 class RebuildBody(msgspec.Struct, forbid_unknown_fields=True):
     node: str
 
@@ -128,6 +137,8 @@ _json_incr = msgspec.json.Decoder(IncrBody)
 _packed_incr = msgspec.msgpack.Decoder(IncrBody)
 _json_transfer = msgspec.json.Decoder(TransferBody)
 _packed_transfer = msgspec.msgpack.Decoder(TransferBody)
+_json_claim = msgspec.json.Decoder(ClaimBody)
+_packed_claim = msgspec.msgpack.Decoder(ClaimBody)
 _json_rebuild = msgspec.json.Decoder(RebuildBody)
 _packed_rebuild = msgspec.msgpack.Decoder(RebuildBody)
 
@@ -178,6 +189,12 @@ def incr_body(headers: HeaderLookup, body: bytes) -> IncrBody:
 def transfer_body(headers: HeaderLookup, body: bytes) -> TransferBody:
     decoder: Any = _packed_transfer if is_msgpack(headers) else _json_transfer
     parsed: TransferBody = _decoded(decoder, body, 'an object with "to", the node that shall lead')
+    return parsed
+
+
+def claim_body(headers: HeaderLookup, body: bytes) -> ClaimBody:
+    decoder: Any = _packed_claim if is_msgpack(headers) else _json_claim
+    parsed: ClaimBody = _decoded(decoder, body, 'an object with "ttl", and possibly "wait" and "value"')
     return parsed
 
 

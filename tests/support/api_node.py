@@ -30,7 +30,7 @@ from kvstore.node.flow import Promise
 from kvstore.node.requests import Headers, Request, Response
 from kvstore.placement import ShardMap
 from kvstore.raft.messages import NORMAL, Configuration, Entry
-from kvstore.store import StoreLimits, commands
+from kvstore.store import StoreLimits, commands, lock_commands
 from kvstore.store.machine import Machine
 from kvstore.store.memory import MemoryEngines
 from kvstore.store.waits import WAITS
@@ -46,6 +46,7 @@ class InstantRouter:
         self.shard_map = ShardMap(shard_count)
         self.shard_of = self.shard_map.shard_of
         self.clock_ms = 1_000
+        self.knows_clocks = True
         self.machines: dict[ShardId, Machine] = {}
         self.fail: dict[ShardId, KvError] = {}
         self.held: list[Callable[[], None]] | None = None
@@ -64,11 +65,15 @@ class InstantRouter:
     def shards(self) -> Sequence[ShardId]:
         return self.shard_map.shards
 
+    def clock_of(self, shard: ShardId) -> int | None:
+        return self.clock_ms if self.knows_clocks else None
+
     def write_then(
         self, shard: ShardId, command: bytes, identified: bool, deadline: float, done: Done
     ) -> None:
         commands.check(command)
-        assert identified == (commands.decode(command)[0] is not None)
+        identity, ops = commands.decode(command)
+        assert identified == (identity is not None or all(op[0] in lock_commands.CHECKS for op in ops))
         self.calls.append(("write", shard, commands.decode(command)))
         self.deadlines.append(deadline)
         self._run(shard, lambda: self._apply(shard, command), done)
@@ -79,7 +84,9 @@ class InstantRouter:
         entry = Entry(index, Term(1), NORMAL, commands.payload(self.clock_ms, [command]))
         result = machine.apply([entry])[0][0]
         for call in [call for call in self.waiting if call.shard == shard]:
-            self._serve_wait(call)
+            # The answer of one may have led to a write that answered the next.
+            if call in self.waiting:
+                self._serve_wait(call)
         return Answer(shard, result, machine.clock_ms)
 
     def wait_then(

@@ -22,6 +22,7 @@ from kvstore.errors import InvalidArgument, KvError, OutcomeUnknown, TooLarge, U
 from kvstore.node.api.context import Context
 from kvstore.node.api.items import delete_fields, item_fields, put_fields
 from kvstore.node.api.kv import ttl_ms_of
+from kvstore.node.api.reserved import check_writable
 from kvstore.node.calls import Answer, ReadAnswer
 from kvstore.node.requests import Request
 from kvstore.store import commands
@@ -84,6 +85,8 @@ def plan_of(context: Context, ops: list[bodies.BatchOp]) -> Plan:
         codes[position] = code
         try:
             api.check_key(key, context.key_bytes_max, f"$.ops[{position}].key")
+            if code != GET:
+                check_writable(key, f"$.ops[{position}].key")
             packed = pack(context, op, key, position)
         except (TooLarge, Unsupported) as error:
             plan.outcomes[position] = error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ class Router(Protocol):
     shard_of: Callable[[bytes], ShardId]
 
     def shards(self) -> Sequence[ShardId]: ...
+
+    def clock_of(self, shard: ShardId) -> int | None: ...
 
     def write_then(
         self, shard: ShardId, command: bytes, identified: bool, deadline: float, done: Done
@@ -80,8 +83,10 @@ class Context:
     """One per node. `now` is `Runtime.now`: deadlines are absolute in it."""
 
     __slots__ = (
+        "_fresh",
         "_next_id",
         "_prefix",
+        "_secret",
         "deadline_s",
         "key_bytes_max",
         "limits",
@@ -101,6 +106,7 @@ class Context:
         settings: ApiSettings,
         metrics: NodeMetrics,
         id_prefix: str,
+        secret: bytes,
     ) -> None:
         self.router = router
         self.shard_of = router.shard_of
@@ -113,6 +119,13 @@ class Context:
         self.metrics = metrics
         self._prefix = id_prefix.encode()
         self._next_id = 0
+        self._secret = secret
+        self._fresh = 0
+
+    def fresh_bytes(self, count: int) -> bytes:
+        """Up to 64 bytes that nobody has seen or can guess."""
+        self._fresh += 1
+        return hashlib.blake2b(b"%d" % self._fresh, key=self._secret, digest_size=count).digest()
 
     # --- of a request -----------------------------------------------------------------------------
 

@@ -82,7 +82,8 @@ class Api:
             version=__version__,
         )
         prefix = f"{view.me}-{runtime.dice.getrandbits(40):x}"
-        self.context = Context(router, view, runtime.now, settings, self.metrics, prefix)
+        secret = runtime.dice.getrandbits(256).to_bytes(32, "big")
+        self.context = Context(router, view, runtime.now, settings, self.metrics, prefix, secret)
         openapi_operation = Operation(
             "GET",
             "/v1/openapi.json",

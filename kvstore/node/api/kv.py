@@ -8,6 +8,7 @@ from typing import Any
 from kvstore.errors import Conflict, InvalidArgument, KeyNotFound, Unsupported
 from kvstore.node.api.context import CONSISTENCIES, Context
 from kvstore.node.api.items import delete_fields, put_fields
+from kvstore.node.api.reserved import check_writable
 from kvstore.node.calls import Answer, ReadAnswer
 from kvstore.node.requests import JSON, Request, Response
 from kvstore.store import commands
@@ -18,13 +19,16 @@ WAIT_MS_MAX = 300_000
 WAIT_ANSWER_S = 5.0
 """What a long poll's deadline leaves for its answer."""
 
+_UNDERSCORE = ord("_")
+"""First byte of reserved keys."""
+
 _OCTETS = "application/octet-stream"
 _VALUE_HEADERS = b"Cache-Control: no-cache\r\nContent-Security-Policy: sandbox\r\n"
 """A stored value must never run as a page of this origin, whatever type it was given."""
 
 
 def put(context: Context, request: Request, encoded_key: str, query: api.Query) -> None:
-    key = _key_of(context, request, encoded_key)
+    key = _writable_key_of(context, request, encoded_key)
     value, headers = request.body, request.headers
     limits = context.limits
     if len(value) > limits.value_bytes_max:
@@ -46,7 +50,7 @@ def put(context: Context, request: Request, encoded_key: str, query: api.Query) 
 
 
 def delete(context: Context, request: Request, encoded_key: str, query: api.Query) -> None:
-    key = _key_of(context, request, encoded_key)
+    key = _writable_key_of(context, request, encoded_key)
     options: dict[str, Any] = {}
     if api.flag_of(query, "prev"):
         options["prev"] = True
@@ -60,7 +64,7 @@ def post(context: Context, request: Request, encoded_key: str, query: api.Query)
     if "op" not in query:
         raise InvalidArgument("query parameter 'op' is missing; known: incr", parameter="op")
     api.choice_of(query, "op", ("incr",), "incr")
-    key = _key_of(context, request, encoded_key)
+    key = _writable_key_of(context, request, encoded_key)
     body = bodies.incr_body(request.headers, request.body)
     op = commands.incr(key, body.by, body.min, body.max)
     _write(context, request, op, query, _incr_answered)
@@ -121,6 +125,13 @@ def _long_poll(context: Context, request: Request, key: bytes, query: api.Query)
 def _key_of(context: Context, request: Request, encoded_key: str) -> bytes:
     key = api.path_key(encoded_key, context.key_bytes_max)
     request.shard = context.shard_of(key)
+    return key
+
+
+def _writable_key_of(context: Context, request: Request, encoded_key: str) -> bytes:
+    key = _key_of(context, request, encoded_key)
+    if key[0] == _UNDERSCORE:
+        check_writable(key)
     return key
 
 

@@ -69,6 +69,14 @@ def _schemas() -> dict[str, Schema]:
         ),
         "Batch": _object("ops", ops=_list(_object("op", **op))),
         "BatchResults": _object("results", results=_list(_object("status", **result))),
+        "Claim": _object("ttl", ttl=_TEXT, wait=_TEXT, value=_TEXT, value_b64=_TEXT),
+        "Candidacy": _object("ttl value", ttl=_TEXT, wait=_TEXT, value=_TEXT, value_b64=_TEXT),
+        "Claimed": _object("token fence ttl_ms", token=_TEXT, fence=_COUNT, ttl_ms=_COUNT),
+        "Holder": _object(
+            "fence ttl_ms waiting", value=_TEXT, value_b64=_TEXT, fence=_COUNT, ttl_ms=_COUNT, waiting=_COUNT
+        ),
+        "Kept": _object("fence ttl_ms", fence=_COUNT, ttl_ms=_COUNT),
+        "Released": _object("released", released=_FLAG),
         "Transfer": _object("to", to=_TEXT),
         "Transferred": _object("shard to", shard=_COUNT, to=_TEXT, leader={"type": ["string", "null"]}),
         "Rebuild": _object("node", node=_TEXT),

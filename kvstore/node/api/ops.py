@@ -12,9 +12,19 @@ from kvstore.node.api.context import Context
 from kvstore.node.api.view import Check
 from kvstore.node.metrics import CONTENT_TYPE
 from kvstore.node.requests import Request, Response
+from kvstore.store import lock_commands, lock_queue
 from kvstore.wire import api
 
 NO_STORE = b"Cache-Control: no-store\r\n"
+
+LOCK_LIMITS = {
+    "ttl_ms_min": lock_commands.TTL_MS_MIN,
+    "ttl_ms_max": lock_commands.TTL_MS_MAX,
+    "wait_ms_max": lock_commands.WAIT_MS_MAX,
+    "value_bytes_max": lock_commands.VALUE_BYTES_MAX,
+    "entries_max": lock_queue.ENTRIES_MAX,
+}
+"""Part of the data format and not configured: every replica must judge by the same."""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>kvstore {node}</title>
@@ -73,6 +83,7 @@ def info(context: Context, request: Request, query: api.Query) -> None:
         "limits": msgspec.structs.asdict(settings.limits),
         "sessions": {"window": settings.session_window, "lifetime_s": settings.session_lifetime_s},
         "timeouts": {"request_s": settings.request_s},
+        "locks": LOCK_LIMITS,
         **view.facts(),
     }
     context.respond_content(request, 200, content, context.head(request))

@@ -20,6 +20,7 @@ from kvstore.errors import ConfirmRequired, InvalidArgument, KvError, OutcomeUnk
 from kvstore.node.api.context import CONSISTENCIES, Context
 from kvstore.node.api.items import item_fields
 from kvstore.node.api.kv import consistency_of
+from kvstore.node.api.reserved import check_writable, writable_parts
 from kvstore.node.calls import Answer, ReadAnswer
 from kvstore.node.flow import Promise, gather, spawn
 from kvstore.node.requests import BodyStream, Request, Response
@@ -393,15 +394,20 @@ def delete_range(context: Context, request: Request, query: api.Query) -> None:
 async def _delete_range(context: Context, request: Request, keys: KeyRange, confirm: str | None) -> None:
     identity = context.identity(request)
     deadline = context.deadline(request)
+    writable = [KeyRange(start, end) for start, end in writable_parts(keys.start, keys.end)]
+    if not writable:
+        check_writable(keys.start, "every key of the range")
     if confirm != "*":
-        counts = await count_all(context, keys, "linearizable", None, deadline)
-        total = sum(count for count, _ in counts)
+        total = 0
+        for piece in writable:
+            counts = await count_all(context, piece, "linearizable", None, deadline)
+            total += sum(count for count, _ in counts)
         if confirm is None or int(confirm) != total:
             raise ConfirmRequired(
                 f"this would delete {total} keys: repeat it with confirm={total} or confirm=*", count=total
             )
     shards = context.router.shards()
-    parts = [spawn(_delete_in(context, shard, keys, identity, deadline)) for shard in shards]
+    parts = [spawn(_delete_in(context, shard, writable, identity, deadline)) for shard in shards]
     settled: Promise[None] = Promise()
     waiting = len(parts)
 
@@ -437,13 +443,18 @@ def _worst(errors: list[BaseException], deleted: int, *, anything_done: bool) ->
 
 
 async def _delete_in(
-    context: Context, shard: ShardId, keys: KeyRange, identity: commands.Identity | None, deadline: float
+    context: Context,
+    shard: ShardId,
+    ranges: list[KeyRange],
+    identity: commands.Identity | None,
+    deadline: float,
 ) -> tuple[int, bool]:
-    """Delete the range in one shard, in commands of bounded work. Returns (keys deleted, all replayed)."""
+    """Delete the ranges in one shard, in commands of bounded work. Returns (keys deleted, all replayed)."""
     deleted, all_replayed = 0, True
     for index in range(_DELETE_PASSES_MAX):
-        whose = None if identity is None else msgspec.structs.replace(identity, first_index=index)
-        command = commands.encode(whose, (commands.delete_range(keys.start, keys.end),))
+        first_index = index * len(ranges)
+        whose = None if identity is None else msgspec.structs.replace(identity, first_index=first_index)
+        command = commands.encode(whose, [commands.delete_range(keys.start, keys.end) for keys in ranges])
         try:
             answer: Answer = await context.router.write(shard, command, identity is not None, deadline)
         except OutcomeUnknown:
@@ -452,12 +463,14 @@ async def _delete_in(
             if deleted:
                 raise OutcomeUnknown(f"shard {shard} was done in part: {error}", deleted=deleted) from error
             raise
-        result = answer.result.results[0]
-        refusal = error_of(result)
-        if refusal is not None:
-            raise refusal
-        deleted += result[2]
         all_replayed = all_replayed and answer.result.replayed
-        if not result[3]:
+        has_more = False
+        for result in answer.result.results:
+            refusal = error_of(result)
+            if refusal is not None:
+                raise refusal
+            deleted += result[2]
+            has_more = has_more or result[3]
+        if not has_more:
             return deleted, all_replayed
     raise OutcomeUnknown(f"shard {shard} holds more keys than one request deletes", deleted=deleted)

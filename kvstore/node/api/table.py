@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvstore.node.api import batch, cluster, kv, ops, ranges
+from kvstore.node.api import batch, cluster, kv, locks, ops, ranges
 
 Handler = Callable[..., None]
 """Called with context, request, the raw path arguments, and the decoded query."""
@@ -59,6 +59,8 @@ _VERBOSE = Parameter("verbose", "boolean", "Name every check.")
 _IDENTITY = ("Idempotency-Key", "KV-Session", "KV-Sequence", "KV-Acked-Below", "KV-Since", "KV-Epoch")
 _WRITE_ERRORS = (400, 409, 412, 413, 421, 422, 429, 501, 503, 504, 507)
 _READ_ERRORS = (400, 421, 501, 503, 504)
+_CLAIM_ERRORS = (400, 404, 409, 413, 421, 422, 429, 503, 504, 507)
+_HOLDER_ERRORS = (400, 404, 421, 429, 503, 504)
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
@@ -155,12 +157,84 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/v1/leases/{id}", "lease_get", None, "A lease's remaining time and keys."),
     Operation("DELETE", "/v1/leases/{id}", "lease_revoke", None, "Revoke a lease with its keys."),
     Operation("PUT", "/v1/leases/{id}/keepalive", "lease_keepalive", None, "Renew a lease."),
-    Operation("POST", "/v1/locks/{name}", "lock", None, "Take a fair lock with a fencing token."),
-    Operation("DELETE", "/v1/locks/{name}/{token}", "unlock", None, "Release a lock."),
-    Operation("PUT", "/v1/locks/{name}/{token}/keepalive", "lock_keepalive", None, "Keep a lock."),
-    Operation("POST", "/v1/elections/{name}", "campaign", None, "Stand for election."),
-    Operation("GET", "/v1/elections/{name}", "election", None, "Who is elected."),
-    Operation("DELETE", "/v1/elections/{name}/{token}", "resign", None, "Resign."),
+    Operation(
+        "POST",
+        "/v1/locks/{name}",
+        "lock",
+        locks.lock,
+        "Take a fair lock, or wait for it. The fence grows with every holder.",
+        headers=_IDENTITY,
+        body="Claim",
+        answers=((200, "It is held now.", "Claimed"),),
+        errors=_CLAIM_ERRORS,
+    ),
+    Operation(
+        "GET",
+        "/v1/locks/{name}",
+        "lock_holder",
+        locks.lock_holder,
+        "Who holds a lock.",
+        _READ,
+        answers=((200, "It is held.", "Holder"),),
+        errors=(*_READ_ERRORS, 404),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/locks/{name}/{token}",
+        "unlock",
+        locks.unlock,
+        "Release a lock. May be repeated.",
+        answers=((200, "It is not held any more.", "Released"),),
+        errors=_HOLDER_ERRORS,
+    ),
+    Operation(
+        "PUT",
+        "/v1/locks/{name}/{token}/keepalive",
+        "lock_keepalive",
+        locks.lock_keepalive,
+        "Hold a lock for another TTL.",
+        answers=((200, "It is held.", "Kept"),),
+        errors=_HOLDER_ERRORS,
+    ),
+    Operation(
+        "POST",
+        "/v1/elections/{name}",
+        "campaign",
+        locks.campaign,
+        "Stand for election; without wait as long as the request may take.",
+        headers=_IDENTITY,
+        body="Candidacy",
+        answers=((200, "Elected.", "Claimed"),),
+        errors=_CLAIM_ERRORS,
+    ),
+    Operation(
+        "GET",
+        "/v1/elections/{name}",
+        "election",
+        locks.election,
+        "Who is elected.",
+        _READ,
+        answers=((200, "Somebody is.", "Holder"),),
+        errors=(*_READ_ERRORS, 404),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/elections/{name}/{token}",
+        "resign",
+        locks.resign,
+        "Resign. May be repeated.",
+        answers=((200, "Not in office any more.", "Released"),),
+        errors=_HOLDER_ERRORS,
+    ),
+    Operation(
+        "PUT",
+        "/v1/elections/{name}/{token}/keepalive",
+        "election_keepalive",
+        locks.election_keepalive,
+        "Stay in office for another TTL.",
+        answers=((200, "In office.", "Kept"),),
+        errors=_HOLDER_ERRORS,
+    ),
     Operation(
         "GET",
         "/v1/cluster",

@@ -1,4 +1,4 @@
-"""The lock queue against a model of plain lists: the same answers to ops that come late, twice, out of order."""
+"""The lock queue against a model of plain lists: the same answers, also to ops that come late or twice."""
 
 from __future__ import annotations
 
