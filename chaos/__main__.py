@@ -72,8 +72,6 @@ def _span(text: str) -> tuple[float, float]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.target == "hosts":
-        options.target = "netns"
     names = tuple(name for name in options.nemesis.split(",") if name and name != "none")
     complaint = refusal(names, options.target)
     if complaint:

@@ -16,9 +16,12 @@ from chaos.network import NetworkedCluster, can_make_networks
 from chaos.network_faults import NETWORK_NEMESES
 from chaos.targets import LocalCluster, plant
 
-TARGETS = ("local", "netns", "hosts", "compose")
-"""local: processes on loopback. netns: processes in namespaces, joined by a switch that can be broken.
-hosts: another word for netns. compose: the containers of docker-compose.yml."""
+TARGETS = ("local", "hosts", "netns", "compose")
+"""local: processes on loopback. hosts: processes in network namespaces with veth pairs and a bridge, broken by
+iptables, NFQUEUE and tbf. netns: the same on a switch of ours, which needs less of the kernel. compose: the
+containers of docker-compose.yml."""
+
+NETWORKS = {"hosts": "chaos.bridge", "netns": "chaos.switch"}
 
 _BY_STRACE = ("slow-disk", "fail-disk")
 
@@ -32,8 +35,8 @@ class Target:
         self.cluster: Cluster
         if kind == "compose":
             self.cluster = ComposeCluster(directory, nodes, shards, mutant)
-        elif kind == "netns":
-            self.cluster = NetworkedCluster(directory, nodes=nodes, shards=shards)
+        elif kind in NETWORKS:
+            self.cluster = NetworkedCluster(directory, nodes, NETWORKS[kind], shards=shards)
         else:
             self.cluster = LocalCluster(directory, nodes=nodes, shards=shards)
         if mutant and isinstance(self.cluster, LocalCluster):
@@ -48,7 +51,7 @@ class Target:
         made: list[Nemesis] = []
         for name in names:
             if name in NETWORK_NEMESES:
-                assert isinstance(self.cluster, NetworkedCluster), f"{name} needs the target netns"
+                assert isinstance(self.cluster, NetworkedCluster), f"{name} needs the target hosts or netns"
                 made.append(NETWORK_NEMESES[name](self.cluster, dice))
             elif name == Unplug.kind:
                 assert isinstance(self.cluster, ComposeCluster), f"{name} needs the target compose"
@@ -80,8 +83,8 @@ def refusal(names: Sequence[str], target: str) -> str | None:
     unknown = [name for name in names if name not in known]
     if unknown:
         return f"unknown nemesis {', '.join(unknown)}; known: {', '.join(known)}"
-    if target == "netns" and (missing := can_make_networks()):
-        return f"the target netns {missing}"
+    if target in NETWORKS and (missing := can_make_networks(target)):
+        return f"the target {target} {missing}"
     if target == "compose" and (missing := can_compose()):
         return f"the target compose {missing}"
     for name in names:
@@ -89,8 +92,8 @@ def refusal(names: Sequence[str], target: str) -> str | None:
             return f"{name} is not for containers"
         if name == Unplug.kind and target != "compose":
             return f"{name} unplugs containers: use --target compose"
-        if name in NETWORK_NEMESES and target != "netns":
-            return f"{name} breaks the network: use --target netns"
+        if name in NETWORK_NEMESES and target not in NETWORKS:
+            return f"{name} breaks the network: use --target hosts"
         if name in _BY_STRACE and (missing := can_inject()):
             return f"{name} {missing}"
         if name == Power.kind and (missing := can_mount()):
@@ -104,7 +107,7 @@ def describe() -> str:
     for title, kinds in (
         ("on every target", NEMESES),
         ("of the machine (root; strace, loop devices, time namespaces)", MACHINE_NEMESES),
-        ("of the network (--target netns)", NETWORK_NEMESES),
+        ("of the network (--target hosts or netns)", NETWORK_NEMESES),
         ("of containers (--target compose)", {Unplug.kind: Unplug}),
     ):
         lines.append(f"{title}:")

@@ -19,7 +19,6 @@ from chaos.nemeses import Fault, Nemesis
 from chaos.targets import MUTANTS, PROJECT, free_ports
 
 NAMES = ["n1", "n2", "n3"]
-NAME = "kvstore-chaos"
 
 
 class ComposeCluster(Cluster):
@@ -32,6 +31,7 @@ class ComposeCluster(Cluster):
         client = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         super().__init__(directory, NAMES, client, shards)
         directory.mkdir(parents=True, exist_ok=True)
+        self._name = f"kvstore-chaos-{os.getpid()}"
         published = {f"KVSTORE_{name.upper()}_PORT": str(port) for name, port in ports.items()}
         self._environment = {**os.environ, **published}
         self._files = ["--file", str(PROJECT / "docker-compose.yml")]
@@ -94,7 +94,7 @@ class ComposeCluster(Cluster):
         return sorted(inspected[0]["NetworkSettings"]["Networks"])
 
     def network_of_project(self) -> str:
-        return f"{NAME}_default"
+        return f"{self._name}_default"
 
     def _state(self, name: str) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(
@@ -103,7 +103,9 @@ class ComposeCluster(Cluster):
         return state
 
     def _compose(self, *arguments: str) -> str:
-        return _run([*compose_command(), *self._files, "--project-name", NAME, *arguments], self._environment)
+        return _run(
+            [*compose_command(), *self._files, "--project-name", self._name, *arguments], self._environment
+        )
 
 
 class Unplug(Nemesis):

@@ -1,7 +1,7 @@
-"""A cluster whose nodes live in network namespaces, joined by a switch that can break each link apart.
+"""A cluster whose nodes live in network namespaces, joined by something that can break each link apart.
 
-The process that uses it moves into a namespace of the same network (`enter`), so that its requests cross
-the switch too, and its links can be cut as well.
+That is a process of ours (`switch.py`) or the kernel (`bridge.py`). The process that uses the cluster moves
+into a namespace of the same network (`enter`), so that its requests cross it too, and its links can be cut.
 """
 
 import ctypes
@@ -25,11 +25,11 @@ Links = dict[tuple[str, str], dict[str, Any]]
 
 
 class Network:
-    """The switch process and its namespaces."""
+    """The process that joins the namespaces: `chaos.switch`, or `chaos.bridge` where the kernel shall do it."""
 
-    def __init__(self, addresses: Iterable[str]) -> None:
+    def __init__(self, addresses: Iterable[str], program: str) -> None:
         self._switch = subprocess.Popen(
-            [sys.executable, "-m", "chaos.switch", *addresses],
+            [sys.executable, "-m", program, *addresses],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -38,7 +38,7 @@ class Network:
         assert self._switch.stdout is not None
         line = self._switch.stdout.readline()
         if not line:
-            raise TargetError("the switch did not start")
+            raise TargetError(f"{program} did not start")
         self._lock = threading.Lock()
         self.namespaces: dict[str, str] = json.loads(line)["namespaces"]
 
@@ -75,9 +75,11 @@ class Network:
 class NetworkedCluster(LocalCluster):
     """`LocalCluster` with a namespace and an address for each node."""
 
-    def __init__(self, directory: Path, nodes: int = 3, **options: Any) -> None:
+    def __init__(
+        self, directory: Path, nodes: int = 3, program: str = "chaos.switch", **options: Any
+    ) -> None:
         hosts = [f"10.77.0.{number + 1}" for number in range(nodes)]
-        self.network = Network([*hosts, CLIENT])
+        self.network = Network([*hosts, CLIENT], program)
         self.network.enter(CLIENT)
         super().__init__(directory, nodes, hosts=hosts, **options)
         self.address = dict(zip(self.names, hosts, strict=True)) | {"clients": CLIENT}
@@ -118,11 +120,12 @@ class NetworkedCluster(LocalCluster):
         self.network.close()
 
 
-def can_make_networks() -> str | None:
-    """None if namespaces and TUN work here, else what is missing."""
+def can_make_networks(target: str) -> str | None:
+    """None if the network of this target (netns or hosts) can be made here, else what is missing."""
     if os.geteuid():
         return "needs root for network namespaces"
-    missing = [tool for tool in ("ip", "nsenter") if shutil.which(tool) is None]
+    tools = ["ip", "nsenter"] + (["iptables-restore", "iptables-save", "tc"] if target == "hosts" else [])
+    missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         return f"needs {', '.join(missing)}"
-    return None if Path("/dev/net/tun").exists() else "needs /dev/net/tun"
+    return None if target == "hosts" or Path("/dev/net/tun").exists() else "needs /dev/net/tun"
