@@ -17,9 +17,9 @@ from chaos.network_faults import NETWORK_NEMESES
 from chaos.targets import LocalCluster, plant
 
 TARGETS = ("local", "hosts", "netns", "compose")
-"""local: processes on loopback. hosts: processes in network namespaces with veth pairs and a bridge, broken by
-iptables, NFQUEUE and tbf. netns: the same on a switch of ours, which needs less of the kernel. compose: the
-containers of docker-compose.yml."""
+"""local: processes on loopback. hosts: processes in network namespaces with veth pairs and a bridge, broken
+by iptables, NFQUEUE and tbf. netns: the same on a switch of ours, which needs less of the kernel. compose:
+the containers of docker-compose.yml."""
 
 NETWORKS = {"hosts": "chaos.bridge", "netns": "chaos.switch"}
 

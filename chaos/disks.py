@@ -44,8 +44,16 @@ class LoopDisk:
         self.is_mounted = True
 
     def unmount(self) -> None:
-        if self.is_mounted:
-            _run("umount", str(self.path))
+        """Wait for processes that are ending, but not for ever: what is held open stays with its holder."""
+        deadline = time.monotonic() + RELEASE_S
+        while self.is_mounted:
+            try:
+                _run("umount", str(self.path))
+            except OSError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                _run("umount", "--lazy", str(self.path))
             self.is_mounted = False
 
     def sync(self) -> None:
@@ -63,8 +71,8 @@ class LoopDisk:
         """Mount again what a power failure left. No process may still have files open there."""
         self.unmount()
         if not self._is_released():
-            # A container that started meanwhile holds a copy of the mount, and with it the dead file
-            # system: mounting the same image would give that one again.
+            # A container that started meanwhile holds a copy of the mount, or somebody a file of it, and
+            # with it the dead file system: mounting the same image would give that one again.
             replacement = self._image.with_suffix(f".{time.monotonic_ns()}")
             _run("cp", "--sparse=always", str(self._image), str(replacement))
             self._image.unlink()

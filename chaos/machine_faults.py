@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from chaos.cluster import TargetError
 from chaos.disks import LoopDisk
 from chaos.injection import Injection
 from chaos.nemeses import Fault, Kill, Nemesis
@@ -78,7 +79,7 @@ class FailDisk(Nemesis):
         finally:
             injection.end()
         if code == 0:
-            raise RuntimeError(f"{name} ended with code 0 after a failed sync")
+            raise TargetError(f"{name} ended with code 0 after a failed sync")
         fault.bites = injection.bites
         fault.proof = f"{fault.bites} failed syncs, the node ended with {code}"
         return fault

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from chaos.cluster import Cluster
+from chaos.cluster import Cluster, TargetError
 
 
 @dataclass
@@ -36,7 +36,8 @@ class Nemesis:
     kind = ""
 
     def begin(self, now_s: float) -> Fault | None:
-        """Break something. None if there is nothing to break, because other faults have it already."""
+        """Break something. None if there is nothing to break, because other faults have it already. Raises
+        TargetError where a node does not do what it must, OSError where a tool fails."""
         raise NotImplementedError
 
     def end(self, fault: Fault, now_s: float) -> None:
@@ -127,7 +128,7 @@ class Stop(Kill):
         fault = self._fault(now_s, name)
         code = self.cluster.stop(name)
         if code:
-            raise RuntimeError(f"{name} ended with {code} when asked to stop\n{self.cluster.last_words()}")
+            raise TargetError(f"{name} ended with {code} when asked to stop\n{self.cluster.last_words()}")
         return fault
 
 

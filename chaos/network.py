@@ -25,7 +25,7 @@ Links = dict[tuple[str, str], dict[str, Any]]
 
 
 class Network:
-    """The process that joins the namespaces: `chaos.switch`, or `chaos.bridge` where the kernel shall do it."""
+    """The process that joins the namespaces: `chaos.switch`, or `chaos.bridge`, where the kernel does it."""
 
     def __init__(self, addresses: Iterable[str], program: str) -> None:
         self._switch = subprocess.Popen(
@@ -91,7 +91,7 @@ class NetworkedCluster(LocalCluster):
         self._next = 0
 
     def break_links(self, links: Links) -> int:
-        """Add rules to links; gives a handle for `mend_links`. Of two rules for a link the newer holds."""
+        """Add rules to links; gives a handle for `mend_links`. All rules of a link hold at once."""
         with self._lock:
             self._next += 1
             self._links[self._next] = links
@@ -107,17 +107,28 @@ class NetworkedCluster(LocalCluster):
         merged: dict[str, Mapping[str, Any]] = {}
         for links in self._links.values():
             for (source, target), rule in links.items():
-                merged[f"{self.address[source]}>{self.address[target]}"] = rule
+                name = f"{self.address[source]}>{self.address[target]}"
+                merged[name] = both(merged[name], rule) if name in merged else rule
         self.network.set_links(merged)
 
-    def packets(self, links: Iterable[tuple[str, str]]) -> int:
-        """How many packets of these links were dropped, delayed or duplicated so far."""
-        names = {f"{self.address[source]}>{self.address[target]}" for source, target in links}
-        return sum(n for name, n in self.network.counters().items() if name.partition(" ")[0] in names)
+    def packets(self, links: Iterable[tuple[str, str]], fates: Iterable[str]) -> int:
+        """How many packets of these links had one of these fates (dropped, delayed, duplicated) so far."""
+        names = {f"{self.address[a]}>{self.address[b]} {fate}" for a, b in links for fate in fates}
+        return sum(count for name, count in self.network.counters().items() if name in names)
 
     def close(self) -> None:
         super().close()
         self.network.close()
+
+
+def both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The rule of a link on which two rules hold."""
+    rule = {**one, **other}
+    if "loss" in one and "loss" in other:
+        rule["loss"] = 1 - (1 - one["loss"]) * (1 - other["loss"])
+    if "bytes_per_s" in one and "bytes_per_s" in other:
+        rule["bytes_per_s"] = min(one["bytes_per_s"], other["bytes_per_s"])
+    return rule
 
 
 def can_make_networks(target: str) -> str | None:

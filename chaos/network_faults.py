@@ -12,7 +12,10 @@ CUT = {"cut": True}
 
 
 class LinkFault(Nemesis):
-    """Base: `_choose` names the nodes that are hit and the rules of the links."""
+    """Base: `_choose` names the nodes that are hit and the rules of the links. Proof: packets that had one
+    of its `fates` on these links."""
+
+    fates: tuple[str, ...] = ("dropped",)
 
     def __init__(self, cluster: NetworkedCluster, dice: random.Random) -> None:
         super().__init__(cluster, dice)
@@ -21,7 +24,7 @@ class LinkFault(Nemesis):
 
     def begin(self, now_s: float) -> Fault | None:
         nodes, links = self._choose()
-        before = self.network.packets(links)
+        before = self.network.packets(links, self.fates)
         fault = self._fault(now_s, *nodes)
         self._open[id(fault)] = (self.network.break_links(links), links, before)
         return fault
@@ -29,8 +32,8 @@ class LinkFault(Nemesis):
     def end(self, fault: Fault, now_s: float) -> None:
         handle, links, before = self._open.pop(id(fault))
         self.network.mend_links(handle)
-        fault.bites = self.network.packets(links) - before
-        fault.proof = f"{fault.bites} packets lost, held up or doubled"
+        fault.bites = self.network.packets(links, self.fates) - before
+        fault.proof = f"{fault.bites} packets {' or '.join(self.fates)}"
         fault.ended = now_s
 
     def _choose(self) -> tuple[list[str], Links]:
@@ -113,6 +116,7 @@ class Delay(LinkFault):
     """Packets between all nodes are late, out of order and sometimes doubled."""
 
     kind = "delay"
+    fates = ("delayed", "duplicated")
 
     def _choose(self) -> tuple[list[str], Links]:
         late = self.dice.choice([20, 60, 150])
@@ -123,6 +127,7 @@ class Slow(LinkFault):
     """One node's links carry little."""
 
     kind = "slow"
+    fates = ("delayed", "dropped")
 
     def _choose(self) -> tuple[list[str], Links]:
         name = self._some()

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from chaos.callers import Caller
-from chaos.cluster import Cluster
+from chaos.cluster import Cluster, TargetError
 from chaos.explain import core_of, explanation
 from chaos.history import History, Operation
 from chaos.linearizability import Verdict, Violation, check
@@ -63,6 +63,8 @@ class Outcome:
     heal_s: float = 0.0
     reasons: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    """What the tools of the run could not do."""
     explained: list[tuple[Violation, list[Operation]]] = field(default_factory=list)
 
     @property
@@ -114,6 +116,8 @@ class _Run:
         ]
         self._phases: list[tuple[str, float, float]] = []
         self._is_over = False
+        self._wrong: list[str] = []
+        self._troubles: list[str] = []
 
     def _caller(self, number: int) -> Caller:
         # Half of the clients send writes once only; a quarter insists on one node, whatever happens to it.
@@ -137,17 +141,24 @@ class _Run:
                 tasks.create_task(self._workload.reading_client(reader, self._has_ended, plan.think_s))
             await self._phase("before", asyncio.sleep(plan.quiet_s))
             await self._phase("faults", self._break_things())
-            begun = _now()
-            heal(self._cluster)
-            heal_s = await asyncio.to_thread(self._cluster.wait_until_served, plan.heal_s)
-            self._phases.append(("healing", begun, _now()))
-            self._say(f"healed: every shard is served after {heal_s:.1f} s")
+            heal_s = await self._heal()
             await self._phase("after", asyncio.sleep(plan.quiet_s))
             self._is_over = True
         await self._read_everything()
         for caller in (*self._callers, *self._readers):
             caller.close()
         return await asyncio.to_thread(self._judge, heal_s)
+
+    async def _heal(self) -> float:
+        begun, heal_s = _now(), 0.0
+        try:
+            heal(self._cluster)
+            heal_s = await asyncio.to_thread(self._cluster.wait_until_served, self._plan.heal_s)
+            self._say(f"healed: every shard is served after {heal_s:.1f} s")
+        except TargetError as error:
+            self._wrong.append(f"the cluster did not come back: {error}")
+        self._phases.append(("healing", begun, _now()))
+        return heal_s
 
     async def _phase(self, name: str, activity: Awaitable[None]) -> None:
         begun = _now()
@@ -169,7 +180,7 @@ class _Run:
             chosen = [bag.pop() for _ in range(min(len(bag), self._dice.randint(1, plan.at_once_max)))]
             begun: list[tuple[Nemesis, Fault]] = []
             for nemesis in chosen:
-                fault = await asyncio.to_thread(nemesis.begin, _now())
+                fault = await self._begin(nemesis)
                 if fault:
                     begun.append((nemesis, fault))
                     self._say(f"{fault.kind} of {', '.join(fault.nodes)}")
@@ -177,8 +188,25 @@ class _Run:
             await asyncio.sleep(self._dice.uniform(*plan.fault_s))
             self._dice.shuffle(begun)
             for nemesis, fault in begun:
-                nemesis.end(fault, _now())
+                self._end(nemesis, fault)
             await asyncio.sleep(self._dice.uniform(*plan.pause_s))
+
+    async def _begin(self, nemesis: Nemesis) -> Fault | None:
+        try:
+            return await asyncio.to_thread(nemesis.begin, _now())
+        except TargetError as error:
+            self._wrong.append(f"{nemesis.kind}: {error}")
+        except OSError as error:
+            self._troubles.append(f"{nemesis.kind} could not begin: {error}")
+        return None
+
+    def _end(self, nemesis: Nemesis, fault: Fault) -> None:
+        try:
+            nemesis.end(fault, _now())
+        except TargetError as error:
+            self._wrong.append(f"{nemesis.kind}: {error}")
+        except OSError as error:
+            self._troubles.append(f"{nemesis.kind} could not end: {error}")
 
     def _is_one_left(self) -> bool:
         return not all(nemesis.faults for nemesis in self._nemeses)
@@ -206,6 +234,8 @@ class _Run:
             successes_by_phase(self._history.operations, self._phases),
             unexpected,
             heal_s,
+            wrong=self._wrong,
+            troubles=self._troubles,
         )
         judge(outcome)
         return outcome
@@ -230,6 +260,7 @@ def judge(outcome: Outcome) -> None:
             outcome.reasons.append(
                 f"only {outcome.successes.get(phase, 0)} operations succeeded in {phase!r}"
             )
+    outcome.reasons += outcome.troubles
     outcome.reasons += _toothless(outcome.plan.nemeses, outcome.faults)
     failed = [item for item in outcome.history if item.invoked >= _begin_of(outcome, "final reads")]
     unread = sum(item.outcome != "ok" for item in failed)

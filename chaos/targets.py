@@ -146,7 +146,7 @@ class LocalCluster(Cluster):
         self._signal(name, process, signal.SIGKILL)
         process.wait()
         deadline = time.monotonic() + 10
-        while any(Path(f"/proc/{pid}/exe").exists() for pid in below) and time.monotonic() < deadline:
+        while any(map(_lives, below)) and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def pause(self, name: str) -> None:
@@ -224,6 +224,15 @@ def free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
     raise TargetError("no free ports")
+
+
+def _lives(pid: int) -> bool:
+    """Whether any thread of the process is left, and with it its open files."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        return False
 
 
 def _children(pid: int) -> list[int]:

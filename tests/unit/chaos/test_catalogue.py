@@ -14,7 +14,7 @@ SCENARIOS = Path(catalogue.__file__).parent / "scenarios"
 @pytest.fixture(autouse=True)
 def everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("can_make_networks", "can_inject", "can_mount", "can_compose"):
-        monkeypatch.setattr(catalogue, name, lambda: None)
+        monkeypatch.setattr(catalogue, name, lambda *_: None)
 
 
 def test_an_unknown_fault_is_refused_with_those_that_are_known() -> None:
@@ -26,7 +26,7 @@ def test_an_unknown_fault_is_refused_with_those_that_are_known() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "target"),
-    [("partition", "local"), ("unplug", "netns"), ("power", "compose"), ("clock", "compose")],
+    [("partition", "local"), ("unplug", "hosts"), ("power", "compose"), ("clock", "compose")],
 )
 def test_a_fault_that_a_target_cannot_have_is_refused(fault: str, target: str) -> None:
     assert catalogue.refusal([fault], target) is not None
