@@ -235,7 +235,8 @@ def tables_of(address: str, rules: Mapping[tuple[str, str], Rule]) -> str:
             if any(rule.delay_ms):
                 received.append(f"-A INPUT -s {source} -j NFQUEUE --queue-num 0")
         if source == address and rule.duplicate:
-            sent.append(f"-A OUTPUT -d {target} {_share(rule.duplicate)} -j TEE --gateway {target}")
+            once = "-m conntrack ! --ctstate UNTRACKED"  # a copy passes here too
+            sent.append(f"-A OUTPUT -d {target} {once} {_share(rule.duplicate)} -j TEE --gateway {target}")
     return "\n".join(["*filter", *received, "COMMIT", "*mangle", *sent, "COMMIT", ""])
 
 
