@@ -89,6 +89,18 @@ class PackedIncr(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag
     max: int | None = None
 
 
+class JsonPlainPut(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag="put", gc=False):
+    """What most puts of a batch are."""
+
+    key: str
+    value: str
+
+
+class PackedPlainPut(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag="put", gc=False):
+    key: Any
+    value: Any
+
+
 JsonOp = JsonPut | JsonGet | JsonDelete | JsonIncr
 PackedOp = PackedPut | PackedGet | PackedDelete | PackedIncr
 BatchOp = JsonOp | PackedOp
@@ -104,6 +116,14 @@ class JsonBatch(msgspec.Struct, forbid_unknown_fields=True):
 
 class PackedBatch(msgspec.Struct, forbid_unknown_fields=True):
     ops: list[PackedOp]
+
+
+class JsonPlainBatch(msgspec.Struct, forbid_unknown_fields=True):
+    ops: list[JsonPlainPut]
+
+
+class PackedPlainBatch(msgspec.Struct, forbid_unknown_fields=True):
+    ops: list[PackedPlainPut]
 
 
 class IncrBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -133,6 +153,8 @@ class RebuildBody(msgspec.Struct, forbid_unknown_fields=True):
 
 _json_batch = msgspec.json.Decoder(JsonBatch)
 _packed_batch = msgspec.msgpack.Decoder(PackedBatch)
+_json_plain_batch = msgspec.json.Decoder(JsonPlainBatch)
+_packed_plain_batch = msgspec.msgpack.Decoder(PackedPlainBatch)
 _json_incr = msgspec.json.Decoder(IncrBody)
 _packed_incr = msgspec.msgpack.Decoder(IncrBody)
 _json_transfer = msgspec.json.Decoder(TransferBody)
@@ -174,6 +196,17 @@ def batch_ops(headers: HeaderLookup, body: bytes) -> list[BatchOp]:
     decoder: Any = _packed_batch if is_msgpack(headers) else _json_batch
     ops: list[BatchOp] = _decoded(decoder, body, expected).ops
     return ops
+
+
+def plain_puts(headers: HeaderLookup, body: bytes) -> list[JsonPlainPut] | list[PackedPlainPut] | None:
+    """The operations of a batch of nothing but puts without options, whose keys and values are still to be
+    checked; None if it is anything else or nothing that can be understood."""
+    decoder: Any = _packed_plain_batch if is_msgpack(headers) else _json_plain_batch
+    try:
+        puts: list[JsonPlainPut] | list[PackedPlainPut] = decoder.decode(body).ops
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError):
+        return None
+    return puts or None
 
 
 def incr_body(headers: HeaderLookup, body: bytes) -> IncrBody:

@@ -11,17 +11,17 @@ the key's own shard: a repetition with another body may meet only shards that ne
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from kvstore.errors import InvalidArgument, KvError, OutcomeUnknown, TooLarge, Unsupported
+from kvstore.errors import InvalidArgument, TooLarge, Unsupported
 from kvstore.node.api.context import Context
-from kvstore.node.api.items import delete_fields, item_fields, put_fields
+from kvstore.node.api.items import delete_fields, failure_fields, item_fields, put_fields
 from kvstore.node.api.kv import ttl_ms_of
+from kvstore.node.api.puts import PutRun, plain_ops
 from kvstore.node.api.reserved import check_writable
 from kvstore.node.calls import Answer, ReadAnswer
 from kvstore.node.requests import Request
@@ -29,8 +29,6 @@ from kvstore.store import commands
 from kvstore.store.results import error_of
 from kvstore.types import ShardId
 from kvstore.wire import api, bodies
-
-log = logging.getLogger(__name__)
 
 GET = 0
 """A read among the op codes of `commands`."""
@@ -361,14 +359,14 @@ _NAMES = {commands.PUT: "put", GET: "get", commands.DELETE: "delete", commands.I
 def _fields(code: int, outcome: Any, is_msgpack: bool, key: bytes) -> dict[str, Any]:
     """One operation's result, as the single request would have answered it, with its status."""
     if isinstance(outcome, BaseException):
-        return _failure(outcome)
+        return failure_fields(outcome)
     if code == GET:
         if outcome is None:
             return {"status": 404}
         return {"status": 200, **item_fields(outcome, is_msgpack, key)}
     refusal = error_of(outcome)
     if refusal is not None:
-        return _failure(refusal)
+        return failure_fields(refusal)
     if code == commands.PUT:
         return {"status": 201 if outcome[3] else 200, **put_fields(outcome, is_msgpack)}
     if code == commands.DELETE:
@@ -376,19 +374,18 @@ def _fields(code: int, outcome: Any, is_msgpack: bool, key: bytes) -> dict[str, 
     return {"status": 200, "value": outcome[2], "revision": outcome[1]}
 
 
-def _failure(error: BaseException) -> dict[str, Any]:
-    if not isinstance(error, KvError):
-        log.error("an operation of a batch failed", exc_info=error)
-        error = OutcomeUnknown("the node failed to handle this operation; its log says more")
-    document = api.problem_document(error)
-    del document["type"], document["title"]
-    return document
-
-
 def batch(context: Context, request: Request, query: api.Query) -> None:
     limits = context.limits
     if len(request.body) > limits.batch_bytes_max:
         raise api.too_large("the body", "batch_bytes_max", limits.batch_bytes_max, len(request.body))
+    plain = plain_ops(context, request)
+    if plain is not None:
+        identity = context.identity(request)
+        if identity is None or identity.body_hash is None:
+            puts = PutRun(context, request, identity, plain)
+            if not _is_elsewhere(context, request, puts.parts):
+                puts.start()
+            return
     ops = bodies.batch_ops(request.headers, request.body)
     if len(ops) > limits.batch_ops_max:
         raise TooLarge(
@@ -400,6 +397,10 @@ def batch(context: Context, request: Request, query: api.Query) -> None:
     identity = context.identity(request)
     plan = plan_of(context, ops)
     shards = {shard for level in plan.levels for part in (level.writes, level.reads) for shard in part}
-    if len(shards) == 1 and context.is_elsewhere(request, next(iter(shards)), redirect=False):
-        return
-    _Run(context, request, identity, plan).start()
+    if not _is_elsewhere(context, request, shards):
+        _Run(context, request, identity, plan).start()
+
+
+def _is_elsewhere(context: Context, request: Request, shards: Collection[ShardId]) -> bool:
+    """Whether another node has been named for all of the batch."""
+    return len(shards) == 1 and context.is_elsewhere(request, next(iter(shards)), redirect=False)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from kvstore.errors import KvError, OutcomeUnknown
+from kvstore.wire import api
 from kvstore.wire.bodies import named_bytes
+
+log = logging.getLogger(__name__)
 
 
 def item_fields(item: list[Any], is_msgpack: bool, key: bytes | None = None) -> dict[str, Any]:
@@ -48,3 +53,13 @@ def delete_fields(result: list[Any], is_msgpack: bool) -> dict[str, Any]:
     if result[3] is not None:
         fields["prev"] = item_fields(result[3], is_msgpack)
     return fields
+
+
+def failure_fields(error: BaseException) -> dict[str, Any]:
+    """The result of an operation of a batch that failed: a problem without what repeats in each."""
+    if not isinstance(error, KvError):
+        log.error("an operation of a batch failed", exc_info=error)
+        error = OutcomeUnknown("the node failed to handle this operation; its log says more")
+    document = api.problem_document(error)
+    del document["type"], document["title"]
+    return document
