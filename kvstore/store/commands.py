@@ -12,6 +12,7 @@ the request, and travels from there to every tablet as the same bytes: the leade
 | DELETE_RANGE | `[4, start, end or None]` or `[4, start, end or None, options]` |
 | LIMITS | `[5, [numbers of StoreLimits]]` |
 | EXPIRE | `[6, term, limit]`, see `expiry` |
+| 16 to 20 | see `txn_commands` |
 | 24 to 26 | see `lock_commands` |
 
 Options are a map of short names: `content_type: str`, `if_revision: int` (0: must be absent),
@@ -31,7 +32,7 @@ from typing import Any, Final
 import msgspec
 
 from kvstore.errors import InvalidArgument
-from kvstore.store import lock_commands
+from kvstore.store import lock_commands, txn_commands
 from kvstore.store.limits import StoreLimits
 
 PUT: Final = 1
@@ -41,7 +42,19 @@ DELETE_RANGE: Final = 4
 LIMITS: Final = 5
 EXPIRE: Final = 6
 
-_SHRINKING: Final = frozenset((DELETE, DELETE_RANGE, EXPIRE, lock_commands.LEAVE, lock_commands.RENEW))
+_SHRINKING: Final = frozenset(
+    (
+        DELETE,
+        DELETE_RANGE,
+        EXPIRE,
+        txn_commands.DECIDE,
+        txn_commands.ASK,
+        txn_commands.FINISH,
+        lock_commands.LEAVE,
+        lock_commands.RENEW,
+    )
+)
+"""What a nearly full disk still takes. What is locked must be let go, or it can never be deleted."""
 
 INT64_MIN: Final = -(1 << 63)
 INT64_MAX: Final = (1 << 63) - 1
@@ -287,4 +300,5 @@ _CHECKS: Final = {
     LIMITS: _limits_fault,
     EXPIRE: _expire_fault,
     **lock_commands.CHECKS,
+    **txn_commands.checks({PUT: _put_fault, DELETE: _delete_fault, INCR: _incr_fault}, _check_identity),
 }

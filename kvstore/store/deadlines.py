@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 KEY: Final = 1
 """Subject: the key. It is removed."""
+TXN_MARK: Final = 4
+"""Subject: the id of a transaction that is over. What the tablet remembers of it is removed."""
 LOCK_ENTRY: Final = 5
 """Subject: length of the lock's name, name, order. The entry leaves its queue."""
 LOCK_MARK: Final = 6

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
 
@@ -18,8 +18,12 @@ from kvstore.store import keys, records
 from kvstore.store.deadlines import Deadlines
 from kvstore.store.engine import Engine
 from kvstore.store.heads import RECORD_BYTES_MAX
+from kvstore.store.intents import Intents
 from kvstore.store.limits import StoreLimits
-from kvstore.store.records import INLINE_BYTES_MAX, Meta
+from kvstore.store.records import INLINE_BYTES_MAX, SAME_REVISION, Meta
+
+if TYPE_CHECKING:
+    from kvstore.store.sessions import Sessions
 
 _STAND: Final = struct.Struct(">8Q")
 _REMOVED: Final = b"\x00removed"
@@ -32,12 +36,14 @@ class Draft:
     __slots__ = (
         "_find_head",
         "_first_revision",
+        "_shared",
         "changes",
         "clock_ms",
         "compacted",
         "deadlines",
         "engine",
         "heads",
+        "intents",
         "key_count",
         "large_heads",
         "limits",
@@ -45,6 +51,7 @@ class Draft:
         "pending",
         "revision",
         "session_bytes",
+        "sessions",
         "state_hash",
         "term",
         "writes",
@@ -57,12 +64,16 @@ class Draft:
         limits: StoreLimits,
         heads: dict[bytes, bytes | None],
         deadlines: Deadlines,
+        intents: Intents,
+        sessions: Sessions,
         find_head: Callable[[bytes], bytes | None] | None = None,
     ) -> None:
         self.engine = engine
         self._find_head = find_head
         self.limits = limits
         self.deadlines = deadlines
+        self.intents = intents
+        self.sessions = sessions
         self.term = 0
         """Of the entry at hand."""
         self.revision = meta.revision
@@ -84,6 +95,8 @@ class Draft:
         self.others: list[bytes] = []
         """Keys of marks and old versions that belong to `changes`."""
         self._first_revision = meta.revision + 1
+        self._shared: bool | None = None
+        """Changes take one revision together; whether the first of them has taken it. None: each its own."""
 
     def get(self, record_key: bytes) -> bytes | None:
         """A record that is not a head."""
@@ -114,6 +127,19 @@ class Draft:
         self.writes[apart] = old
         self.others.append(apart)
         return True
+
+    def share_revision(self, shares: bool) -> None:
+        """From here on, all changes have one revision; or again each its own."""
+        self._shared = False if shares else None
+
+    def take_revision(self) -> int:
+        """Give the next change its revision. The flag that its kind must carry."""
+        if self._shared:
+            return SAME_REVISION
+        if self._shared is not None:
+            self._shared = True
+        self.revision += 1
+        return 0
 
     def set_head(self, record_key: bytes, record: bytes | None) -> None:
         self.heads[record_key] = self.writes[record_key] = record

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from kvstore.store import commands, deadlines, keys, lock_queue, mvcc
+from kvstore.store import commands, deadlines, keys, lock_queue, mvcc, transactions
 from kvstore.store.draft import Draft
 from kvstore.store.records import CHANGE_EXPIRE
 from kvstore.store.results import OK, Result
@@ -51,6 +51,8 @@ def apply_expire(draft: Draft, op: commands.Op) -> Result:
 
 
 def _expire_key(draft: Draft, due_ms: int, key: bytes) -> bool:
+    if key in draft.intents.locks:
+        return False
     mvcc.remove(draft, key, CHANGE_EXPIRE)
     return True
 
@@ -59,4 +61,5 @@ _HANDLERS: Final[dict[int, Handler]] = {
     deadlines.KEY: _expire_key,
     deadlines.LOCK_ENTRY: lock_queue.expire_entry,
     deadlines.LOCK_MARK: lock_queue.expire_mark,
+    deadlines.TXN_MARK: transactions.expire_mark,
 }

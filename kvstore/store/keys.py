@@ -15,6 +15,8 @@
 | `d` due clock, kind, subject | empty; a deadline (`deadlines`) |
 | `q` length of name, name[, order] | a lock's queue, and its entries (`lock_queue`) |
 | `u` length of name, name, claim | what became of a claim on a lock (`lock_queue`) |
+| `p` txid | a transaction that was prepared, committed or refused here (`intents`) |
+| `x` key | who holds the key until their transactions are decided (`intents`) |
 
 Numbers are 8 bytes big-endian, so that they sort. Marks of a key follow each other newest first. In `v`
 keys a key's 0x00 bytes become 0x00 0xff and the key ends with 0x00 0x00, so that no key's marks lie among
@@ -43,6 +45,11 @@ DEADLINE: Final = b"d"
 DEADLINE_END: Final = b"e"
 EXPIRY: Final = b"e"
 EXPIRY_END: Final = b"f"
+
+TXN: Final = b"p"
+TXN_END: Final = b"q"
+LOCK: Final = b"x"
+LOCK_END: Final = b"y"
 
 REVISION_MAX: Final = (1 << 63) - 1
 _ALL_ONES: Final = (1 << 64) - 1

@@ -282,6 +282,8 @@ def _renew(draft: Draft, op: list[Any]) -> Result:
 def expire_entry(draft: Draft, due_ms: int, subject: bytes) -> bool:
     """An entry's time is up: its caller has stopped renewing, or waiting without saying so."""
     name, number = keys.queue_subject_parts(subject)
+    if name in draft.intents.locks:
+        return False
     queue, order = Queue(draft, name), int.from_bytes(number, "big")
     entry = queue.entry(order)
     # The same EXPIRE may have passed it over already.

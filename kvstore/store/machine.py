@@ -32,6 +32,7 @@ from kvstore.store.deadlines import Deadlines
 from kvstore.store.draft import Draft
 from kvstore.store.engine import Engine, Engines
 from kvstore.store.heads import HeadBudget, Heads
+from kvstore.store.intents import Intents
 from kvstore.store.limits import StoreLimits
 from kvstore.store.records import CHANGE_FIELDS, Meta
 from kvstore.store.results import CommandResult
@@ -61,6 +62,8 @@ class Machine:
         self._sessions = Sessions(engine)
         self._compaction = Compaction()
         self._deadlines = Deadlines(engine)
+        self.intents = Intents(engine)
+        """Only to look at: which keys are held, and which transactions are open."""
         self._failure: str | None = None
         meta, configuration, stored_limits = engine.get_many([keys.META, keys.CONFIGURATION, keys.LIMITS])
         self.is_empty = meta is None
@@ -139,7 +142,8 @@ class Machine:
             heads = self._heads
             if heads.is_cold:
                 heads.fetch(mvcc.heads_of(payloads))
-            draft = Draft(self._engine, self._meta, self.limits, heads.young, self._deadlines, heads.find)
+            mirrors = (self._deadlines, self.intents, self._sessions)
+            draft = Draft(self._engine, self._meta, self.limits, heads.young, *mirrors, heads.find)
             results = []
             for entry, payload in zip(entries, payloads, strict=True):
                 draft.term = entry.term
@@ -181,6 +185,7 @@ class Machine:
         self._sessions.reset()
         self._compaction.reset()
         self._deadlines.reset()
+        self.intents.reset()
         if isinstance(error, DiskFull):
             return
         span = f"entries {entries[0].index} to {entries[-1].index}"
@@ -192,13 +197,17 @@ class Machine:
         if clock_ms > draft.clock_ms:
             draft.clock_ms = clock_ms
         answers: list[CommandResult] = []
+        intents = self.intents
         for position in range(1, len(payload)):
             command = payload[position]
-            if command[0] is None:
-                del command[0]
-                answers.append(CommandResult(False, apply_ops(draft, command)))
-            else:
+            if command[0] is not None:
                 answers.append(self._sessions.run(draft, command))
+                continue
+            del command[0]
+            if intents.locks and intents.meets(draft, command):
+                answers.append(intents.locked(command))
+            else:
+                answers.append(CommandResult(False, apply_ops(draft, command)))
         changed = len(draft.changes) // CHANGE_FIELDS
         draft.close_changes()
         self._compaction.step(draft, changed)

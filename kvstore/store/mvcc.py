@@ -117,7 +117,9 @@ def write_head(
     draft: Draft, key: bytes, old: bytes | None, value: bytes, attributes: Attributes
 ) -> tuple[int, int]:
     """Make `value` the key's newest version. Returns its revision and version."""
-    revision = draft.revision = draft.revision + 1
+    assert key not in draft.intents.locks, "a write of a key that a transaction holds"
+    flag = draft.take_revision()
+    revision = draft.revision
     if old is None:
         replaced, create_revision, version = 0, revision, 1
         kept: bytes | bool | None = None
@@ -130,7 +132,7 @@ def write_head(
     draft.set_head(b"h" + key, records.pack_head(revision, create_revision, version, value, attributes))
     if attributes.deadline_ms is not None:
         deadlines.set_deadline(draft, attributes.deadline_ms, deadlines.KEY, key)
-    draft.changes.extend((key, replaced, CHANGE_PUT, kept))
+    draft.changes.extend((key, replaced, CHANGE_PUT | flag, kept))
     return revision, version
 
 
@@ -165,8 +167,7 @@ def _apply_delete(draft: Draft, op: commands.Op) -> Result:
         return refusal
     if old is None:
         return [OK, draft.revision, 0, None]
-    draft.revision += 1
-    _remove(draft, key, old, CHANGE_DELETE)
+    _remove(draft, key, old, CHANGE_DELETE | draft.take_revision())
     return [OK, draft.revision, 1, records.item(old) if options.get("prev") else None]
 
 
@@ -174,12 +175,12 @@ def remove(draft: Draft, key: bytes, kind: int) -> None:
     """Remove a present key at the next revision."""
     old = draft.head(b"h" + key)
     assert old is not None, "removal of an absent key"
-    draft.revision += 1
-    _remove(draft, key, old, kind)
+    _remove(draft, key, old, kind | draft.take_revision())
 
 
 def _remove(draft: Draft, key: bytes, old: bytes, kind: int) -> None:
     """Remove a present key at `draft.revision`."""
+    assert key not in draft.intents.locks, "a removal of a key that a transaction holds"
     detach(draft, key, old)
     kept = draft.keep_old(key, old, draft.revision, True)
     draft.set_head(b"h" + key, None)
@@ -188,10 +189,22 @@ def _remove(draft: Draft, key: bytes, old: bytes, kind: int) -> None:
 
 
 def _apply_incr(draft: Draft, op: commands.Op) -> Result:
-    _, key, by, low, high = op
+    refusal = incr_refusal(draft, op)
+    if refusal is not None:
+        return refusal
+    key = op[1]
     old = draft.head(b"h" + key)
     value, attributes = records.value_and_attributes(old) if old is not None else (b"0", NO_ATTRIBUTES)
-    current = decimal(value)
+    total = int(value) + op[2]
+    revision, _ = write_head(draft, key, old, b"%d" % total, attributes)
+    return [OK, revision, total]
+
+
+def incr_refusal(draft: Draft, op: commands.Op) -> Result | None:
+    """Why an INCR cannot be carried out on the key as it is, else None."""
+    _, key, by, low, high = op
+    old = draft.head(b"h" + key)
+    current = decimal(records.value_and_attributes(old)[0]) if old is not None else 0
     if current is None:
         return [NOT_A_NUMBER]
     total = current + by
@@ -201,8 +214,7 @@ def _apply_incr(draft: Draft, op: commands.Op) -> Result:
         or (high is not None and total > high)
     ):
         return [OUT_OF_RANGE, current]
-    revision, _ = write_head(draft, key, old, b"%d" % total, attributes)
-    return [OK, revision, total]
+    return None
 
 
 def decimal(value: bytes) -> int | None:

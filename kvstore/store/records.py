@@ -12,7 +12,7 @@ import msgspec
 
 from kvstore.errors import Corrupt
 from kvstore.store.limits import StoreLimits
-from kvstore.store.results import Item
+from kvstore.store.results import OK, Item
 
 FORMAT: Final = 1
 
@@ -136,6 +136,18 @@ def find_change(first_revision: int, record: bytes, revision: int, key: bytes) -
             kind = flat[position + 2] & CHANGE_KIND
             return Change(revision, key, flat[position + 1], kind, flat[position + 3])
     return None
+
+
+def without_values(result: list[Any]) -> list[Any]:
+    """An OK result in which the items, read or replaced, have lost their values."""
+    last = result[-1]
+    if result[0] != OK:
+        return result
+    if isinstance(last, list):
+        return [*result[:-1], [None, *last[1:]]]
+    if len(result) > 2 and isinstance(result[2], list):
+        return [*result[:2], [without_values(each) for each in result[2]], *result[3:]]
+    return result
 
 
 _META: Final = struct.Struct(">BQQQQQQQI")

@@ -15,8 +15,14 @@
 | SESSION_CAP | `[6]` no room for a new session |
 | OK lock ops | `[0, holds, fence of the holder, ms left of the entry]`, see `lock_queue` |
 | LOCK_LOST | `[9]` this claim on a lock has no entry (any more) |
-| REFUSED | `[10, floor]` came too late, or is dated too far ahead: build it anew, not-after above the floor |
+| REFUSED | `[10]`, of a lock `[10, floor]`: too late, or dated too far ahead: build it anew, above the floor |
 | QUEUE_FULL | `[20, entries]` the lock's queue takes no more |
+| LOCKED | `[7]` a transaction holds a key of the command: nothing of it happened, and no session keeps this |
+| TXN_FAILED | `[11, index in the branch, the op's result, succeeded]` nothing of the transaction happened |
+| READS_TOO_LARGE | `[12, bytes allowed]` of an op in a transaction: it reads more than one answer holds |
+| OK txn | `[0, revision, [result of each op of the branch, ...], succeeded]` |
+| OK get, in a transaction only | `[0, item or None]` |
+| OK prepare, decide, ask | `[0, state, what it says]`, see `transactions` |
 
 An item is `[value, revision, create_revision, version, content_type, lease, deadline_ms]`. `prev` is asked
 for with the option `prev`. In a replayed answer the value inside `prev` is None when it was too large
@@ -38,6 +44,8 @@ from kvstore.errors import (
     OutcomeUnknown,
     OutOfRange,
     Overloaded,
+    TooLarge,
+    TxnConflict,
 )
 
 OK: Final = 0
@@ -47,8 +55,11 @@ OUT_OF_RANGE: Final = 3
 SESSION_UNKNOWN: Final = 4
 IDENTITY_MISMATCH: Final = 5
 SESSION_CAP: Final = 6
+LOCKED: Final = 7
 LOCK_LOST: Final = 9
 REFUSED: Final = 10
+TXN_FAILED: Final = 11
+READS_TOO_LARGE: Final = 12
 QUEUE_FULL: Final = 20
 
 Result = list[Any]
@@ -61,6 +72,11 @@ class CommandResult(msgspec.Struct, frozen=True, array_like=True):
     replayed: bool
     """Every op had been carried out by an earlier try; nothing was executed now."""
     results: list[Result]
+
+
+def is_of_txn(result: Result) -> bool:
+    """Whether a transaction answered this, if it was carried out."""
+    return result[0] != OK or (len(result) == 4 and isinstance(result[2], list))
 
 
 def error_of(result: Result) -> KvError | None:
@@ -80,8 +96,18 @@ def error_of(result: Result) -> KvError | None:
             return IdempotencyMismatch("this identity was used with another request")
         case 6:
             return Overloaded("no room for a new session on this shard", retry_after=1)
+        case 7:
+            return TxnConflict("a transaction holds a key of this request")
         case 9:
             return LockLost("nobody holds or waits by this token: it was given back, or its time ran out")
+        case 11:
+            fault = error_of(result[2])
+            assert fault is not None, "a transaction failed for no reason"
+            fault.fields |= {"op": result[1], "succeeded": result[3]}
+            return fault
+        case 12:
+            limit = {"limit": "txn_read_bytes_max", "max": result[1]}
+            return TooLarge(f"the reads of one shard have more than {result[1]} bytes", **limit)
         case 20:
             return Overloaded(f"the queue has {result[1]} entries and takes no more", retry_after=1)
         case code:

@@ -27,11 +27,11 @@ from kvstore.store.engine import Engine
 from kvstore.store.records import SessionHeader
 from kvstore.store.results import (
     IDENTITY_MISMATCH,
-    OK,
     SESSION_CAP,
     SESSION_UNKNOWN,
     CommandResult,
     Result,
+    is_of_txn,
 )
 
 SESSION_BYTES: Final = 128
@@ -99,6 +99,8 @@ class Sessions:
             return self._resume(draft, command, session, is_stale)
         if is_stale:
             return _all(SESSION_UNKNOWN, ops)
+        if draft.intents.locks and draft.intents.meets(draft, ops):
+            return draft.intents.locked(ops)
         if not session.exists:
             if not self._has_room(draft, principal):
                 return _all(SESSION_CAP, ops)
@@ -127,13 +129,56 @@ class Sessions:
         if is_stale:
             fresh: dict[int, Result] = {index: [SESSION_UNKNOWN] for index in missing}
         else:
-            executed = apply_ops(draft, [ops[index - first_index] for index in missing])
+            to_do = [ops[index - first_index] for index in missing]
+            if draft.intents.locks and draft.intents.meets(draft, to_do):
+                return draft.intents.locked(ops)
+            executed = apply_ops(draft, to_do)
             fresh = dict(zip(missing, executed, strict=True))
             runs = _runs(known | fresh)
             self._keep(draft, session_id, session, sequence, kept_hash or body_hash, runs)
         self._settle(draft, session_id, session, acked_below, sequence)
         known |= fresh
         return CommandResult(False, [known[first_index + offset] for offset in range(len(ops))])
+
+    def result_of(self, draft: Draft, whose: list[Any]) -> Result | None:
+        """What a transaction of this identity answered, or why no other may follow it; None: go ahead.
+        `whose` is as in `txn_commands`."""
+        session_id, sequence, acked_below, since_ms, body_hash, principal = whose
+        session = self._find(draft, session_id, principal)
+        is_stale = since_ms is not None and draft.clock_ms - since_ms > draft.limits.session_lifetime_ms // 2
+        if sequence < max(session.floor, acked_below):
+            return [SESSION_UNKNOWN]
+        if sequence in session.kept:
+            record = draft.get(keys.result(session_id, sequence))
+            assert record is not None, "a mirrored result has no record"
+            _, kept_hash, runs = records.unpack_result(record)
+            if body_hash is not None and kept_hash is not None and body_hash != kept_hash:
+                return [IDENTITY_MISMATCH]
+            if runs[0][0] == 0:
+                result: Result = runs[0][1][0]
+                return result if is_of_txn(result) else [IDENTITY_MISMATCH]
+        if is_stale:
+            return [SESSION_UNKNOWN]
+        if not session.exists and not self._has_room(draft, principal):
+            return [SESSION_CAP]
+        return None
+
+    def keep_decided(self, draft: Draft, whose: list[Any], result: Result) -> None:
+        """Keep the result of a transaction that was carried out, whatever the caps say by now."""
+        session_id, sequence, acked_below, _, body_hash, principal = whose
+        session = self._find(draft, session_id, principal)
+        if not session.exists:
+            self._create(draft, session_id, session)
+        if sequence >= session.floor:
+            known: dict[int, Result] = {}
+            if sequence in session.kept:
+                # The mark of the request's body, see the batch handler.
+                record = draft.get(keys.result(session_id, sequence))
+                assert record is not None, "a mirrored result has no record"
+                runs = records.unpack_result(record)[2]
+                known = {first + offset: each for first, run in runs for offset, each in enumerate(run)}
+            self._keep(draft, session_id, session, sequence, body_hash, _runs(known | {0: result}))
+        self._settle(draft, session_id, session, acked_below, sequence)
 
     def _find(self, draft: Draft, session_id: bytes, principal: bytes) -> Session:
         """The session's mirror; one that does not exist yet belongs to `principal`."""
@@ -187,7 +232,7 @@ class Sessions:
     ) -> None:
         record = records.pack_result(draft.clock_ms, body_hash, runs)
         if len(record) > draft.limits.result_bytes_max:
-            slim = [[first, [_without_prev(result) for result in run]] for first, run in runs]
+            slim = [[first, [records.without_values(result) for result in run]] for first, run in runs]
             record = records.pack_result(draft.clock_ms, body_hash, slim)
         draft.writes[keys.result(session_id, sequence)] = record
         _, replaced_bytes = session.kept.pop(sequence, (0, 0))
@@ -286,14 +331,6 @@ class Sessions:
 
 def _all(code: int, ops: list[Any]) -> CommandResult:
     return CommandResult(False, [[code] for _ in ops])
-
-
-def _without_prev(result: Result) -> Result:
-    """A put's or delete's result whose previous item has lost its value."""
-    prev = result[-1]
-    if result[0] != OK or not isinstance(prev, list):
-        return result
-    return [*result[:-1], [None, *prev[1:]]]
 
 
 def _runs(by_index: dict[int, Result]) -> list[list[Any]]:

@@ -1,0 +1,253 @@
+"""What transactions hold in a tablet: their records, and the locks on keys until they are decided.
+
+| record | content |
+|---|---|
+| `p` txid | what became of the transaction here: `Prepared`, `Committed` or `Refused` |
+| `x` key | `[is exclusive, [txid, ...]]`: who holds the key |
+
+A transaction holds the keys that it compares or reads together with others, and those that it writes alone.
+Whatever else would touch a held key applies as LOCKED, or waits: `meets` finds it out before a command
+does anything.
+
+The objects here only mirror the records, so that a tablet without transactions pays one look at an empty
+dict for each command. They are built from the tablet and built anew when a draft fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sized
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from kvstore.store import commands, keys, lock_commands, txn_commands
+from kvstore.store.engine import Engine
+from kvstore.store.results import LOCKED, CommandResult
+
+if TYPE_CHECKING:
+    from kvstore.store.draft import Draft
+
+
+class Prepared(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Voted yes and holds its keys until the decision."""
+
+    not_after_ms: int
+    since_ms: int
+    """Shard clock of the vote."""
+    participants: list[list[int]]
+    """`[shard, not-after in its clock]` of all shards, this one included."""
+    then: list[Any]
+    otherwise: list[Any]
+    vote: list[Any]
+    """`[compares hold, fault of then, fault of otherwise]`, a fault being `[index, result]` or None."""
+    shared: list[bytes]
+    exclusive: list[bytes]
+    whose: list[Any] | None
+
+
+class Committed(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Carried out here. Kept at least until all participants have done so."""
+
+    not_after_ms: int
+    since_ms: int
+    """Shard clock of the decision."""
+    participants: list[list[int]]
+    result: list[Any]
+    is_finished: bool
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """A no. It outlives the not-after, past which a prepare is refused anyway."""
+
+    until_ms: int
+
+
+Record = Prepared | Committed | Refused
+
+_decode = msgspec.msgpack.Decoder(Record).decode
+_encode = msgspec.msgpack.Encoder().encode
+_decode_lock = msgspec.msgpack.Decoder(tuple[bool, list[bytes]]).decode
+
+
+class Lock(NamedTuple):
+    is_exclusive: bool
+    holders: tuple[bytes, ...]
+
+
+class Pending(NamedTuple):
+    """A transaction that somebody must still bring to its end."""
+
+    since_ms: int
+    participants: list[list[int]]
+    is_committed: bool
+
+
+class Intents:
+    """Mirror of one tablet's locks and open transactions; also how a draft changes them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.releases = 0
+        """Grows whenever locks go: who waits for one looks again."""
+        self.met = 0
+        """Grows with every command that applies as LOCKED."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Take everything from the tablet."""
+        self.releases += 1
+        self.locks: dict[bytes, Lock] = {}
+        self.exclusive_count = 0
+        self.prepared_count = 0
+        self.pending: dict[bytes, Pending] = {}
+        self._identities: dict[tuple[bytes, int], bytes] = {}
+        """Prepared transactions by session and sequence."""
+        for key, record in self._engine.scan(keys.LOCK, keys.LOCK_END):
+            is_exclusive, holders = _decode_lock(record)
+            self._set(key[1:], Lock(is_exclusive, tuple(holders)))
+        for key, record in self._engine.scan(keys.TXN, keys.TXN_END):
+            self._mirror(key[1:], _decode(record))
+
+    # ---- records ---------------------------------------------------------------------------------
+
+    def record(self, draft: Draft, txid: bytes) -> Record | None:
+        packed = draft.get(keys.TXN + txid)
+        return None if packed is None else _decode(packed)
+
+    def write(self, draft: Draft, txid: bytes, record: Record | None) -> None:
+        draft.writes[keys.TXN + txid] = None if record is None else _encode(record)
+        self._mirror(txid, record)
+
+    def _mirror(self, txid: bytes, record: Record | None) -> None:
+        old = self.pending.pop(txid, None)
+        self.prepared_count -= old is not None and not old.is_committed
+        if isinstance(record, Prepared):
+            self.prepared_count += 1
+            self.pending[txid] = Pending(record.since_ms, record.participants, False)
+            if record.whose is not None:
+                self._identities[record.whose[0], record.whose[1]] = txid
+        elif isinstance(record, Committed) and not record.is_finished:
+            self.pending[txid] = Pending(record.since_ms, record.participants, True)
+
+    def is_under_way(self, whose: list[Any]) -> bool:
+        """Whether the same request is prepared already, under any id."""
+        return (whose[0], whose[1]) in self._identities
+
+    # ---- locks -----------------------------------------------------------------------------------
+
+    def hold(self, draft: Draft, txid: bytes, record: Prepared) -> None:
+        """Lock a transaction's keys; nobody may stand in the way."""
+        for key in record.shared:
+            lock = self.locks.get(key)
+            holders = (txid,) if lock is None else (*lock.holders, txid)
+            self._write_lock(draft, key, Lock(False, holders))
+        for key in record.exclusive:
+            self._write_lock(draft, key, Lock(True, (txid,)))
+        self.write(draft, txid, record)
+
+    def let_go(self, draft: Draft, txid: bytes, record: Prepared) -> None:
+        for key in (*record.shared, *record.exclusive):
+            lock = self.locks[key]
+            left = tuple(holder for holder in lock.holders if holder != txid)
+            self._write_lock(draft, key, Lock(lock.is_exclusive, left))
+        if record.whose is not None:
+            self._identities.pop((record.whose[0], record.whose[1]), None)
+        self.releases += 1
+
+    def _write_lock(self, draft: Draft, key: bytes, lock: Lock) -> None:
+        draft.writes[keys.LOCK + key] = _encode(lock) if lock.holders else None
+        self._set(key, lock)
+
+    def _set(self, key: bytes, lock: Lock) -> None:
+        old = self.locks.pop(key, None)
+        self.exclusive_count += lock.is_exclusive and bool(lock.holders)
+        self.exclusive_count -= old is not None and old.is_exclusive
+        if lock.holders:
+            self.locks[key] = lock
+
+    def is_blocked(self, shared: Iterable[bytes], exclusive: Iterable[bytes]) -> bool:
+        """Whether somebody holds one of these keys in a way that forbids to hold it like this."""
+        locks = self.locks
+        if any(key in locks for key in exclusive):
+            return True
+        return bool(self.exclusive_count) and any(key in locks and locks[key].is_exclusive for key in shared)
+
+    def _is_range_held(self, start: bytes, end: bytes | None) -> bool:
+        return any(start <= key and (end is None or key < end) for key in self.locks)
+
+    def meets(self, draft: Draft | None, ops: Iterable[commands.Op]) -> bool:
+        """Whether one of the ops would touch a held key. Without a draft, as far as can be told from the
+        ops alone."""
+        for op in ops:
+            touches = TOUCHES.get(op[0])
+            if touches is not None and touches(self, draft, op):
+                return True
+        return False
+
+    def locked(self, ops: Sized) -> CommandResult:
+        """The answer to a command that meets a held key: nothing of it happened."""
+        self.met += 1
+        return CommandResult(False, [[LOCKED]] * len(ops))
+
+    # ---- reads -----------------------------------------------------------------------------------
+
+    def writers_met(self, query: Collection[Any]) -> frozenset[bytes]:
+        """Transactions whose decision a read of the newest state has to wait for."""
+        if not self.exclusive_count:
+            return frozenset()
+        name, *arguments = query
+        if name == "get":
+            if len(arguments) > 1 and arguments[1] is not None:
+                return frozenset()
+            return self._writers_of((arguments[0],))
+        if name == "gets":
+            return self._writers_of(arguments[0])
+        if name in ("scan", "count"):
+            start, end, options = arguments
+            if options.get("revision") is not None:
+                return frozenset()
+            return self._writers_of(
+                [key for key in self.locks if start <= key and (end is None or key < end)]
+            )
+        return frozenset()
+
+    def _writers_of(self, wanted: Iterable[bytes]) -> frozenset[bytes]:
+        held = (self.locks.get(key) for key in wanted)
+        return frozenset(lock.holders[0] for lock in held if lock is not None and lock.is_exclusive)
+
+
+def lock_sets(compares: list[Any], then: list[Any], otherwise: list[Any]) -> tuple[list[bytes], list[bytes]]:
+    """Keys that a transaction must hold together with others, and alone; both sorted."""
+    read = {compare[0] for compare in compares}
+    written: set[bytes] = set()
+    for op in (*then, *otherwise):
+        (read if op[0] == txn_commands.GET else written).add(op[1])
+    return sorted(read - written), sorted(written)
+
+
+Touches = Callable[[Intents, "Draft | None", commands.Op], bool]
+
+
+def _key_is_held(intents: Intents, _draft: Draft | None, op: commands.Op) -> bool:
+    return op[1] in intents.locks
+
+
+def _range_is_held(intents: Intents, _draft: Draft | None, op: commands.Op) -> bool:
+    return intents._is_range_held(op[1], op[2])
+
+
+def _parts_are_held(intents: Intents, _draft: Draft | None, op: commands.Op) -> bool:
+    return intents.is_blocked(*lock_sets(*op[1:4]))
+
+
+TOUCHES: Final[dict[int, Touches]] = {
+    commands.PUT: _key_is_held,
+    commands.DELETE: _key_is_held,
+    commands.INCR: _key_is_held,
+    commands.DELETE_RANGE: _range_is_held,
+    txn_commands.TXN: _parts_are_held,
+    lock_commands.ENTER: _key_is_held,
+    lock_commands.LEAVE: _key_is_held,
+}
+"""Whether an op touches a held key. Every op that writes keys must be in here; what it writes by the state
+of the tablet alone needs the draft. A prepare is not: it answers for itself."""
