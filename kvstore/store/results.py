@@ -15,7 +15,7 @@
 | SESSION_CAP | `[6]` no room for a new session |
 | OK lock ops | `[0, holds, fence of the holder, ms left of the entry]`, see `lock_queue` |
 | LOCK_LOST | `[9]` this claim on a lock has no entry (any more) |
-| REFUSED | `[10]`, of a lock `[10, floor]`: too late, or dated too far ahead: build it anew, above the floor |
+| REFUSED | `[10]`, of a lock `[10, floor]`: too late or too far ahead: build it anew, above the floor |
 | QUEUE_FULL | `[20, entries]` the lock's queue takes no more |
 | LOCKED | `[7]` a transaction holds a key of the command: nothing of it happened, and no session keeps this |
 | TXN_FAILED | `[11, index in the branch, the op's result, succeeded]` nothing of the transaction happened |
