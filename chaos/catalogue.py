@@ -6,11 +6,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from chaos.clocks import FakedClocks, can_fake_clocks
 from chaos.cluster import Cluster
 from chaos.compose import ComposeCluster, Unplug, can_compose
 from chaos.disks import can_mount
 from chaos.injection import can_inject
-from chaos.machine_faults import MACHINE_NEMESES, Power, PoweredCluster
+from chaos.machine_faults import MACHINE_NEMESES, ClockJump, Power, PoweredCluster
 from chaos.nemeses import NEMESES, Nemesis
 from chaos.network import NetworkedCluster, can_make_networks
 from chaos.network_faults import NETWORK_NEMESES
@@ -45,6 +46,10 @@ class Target:
         if Power.kind in names:
             assert isinstance(self.cluster, LocalCluster), "containers have no disks of ours"
             self._disks = PoweredCluster(self.cluster)
+        self._clocks: FakedClocks | None = None
+        if ClockJump.kind in names:
+            assert isinstance(self.cluster, LocalCluster), "containers have clocks of their own"
+            self._clocks = FakedClocks(self.cluster)
 
     def nemeses(self, names: Sequence[str], dice: random.Random) -> list[Nemesis]:
         """The named faults, ready to be used on this cluster."""
@@ -64,6 +69,9 @@ class Target:
             if isinstance(made[-1], Power):
                 assert self._disks is not None, "the target was made for other nemeses"
                 made[-1].disks = self._disks
+            if isinstance(made[-1], ClockJump):
+                assert self._clocks is not None, "the target was made for other nemeses"
+                made[-1].clocks = self._clocks
         return made
 
     def __enter__(self) -> Self:
@@ -96,6 +104,8 @@ def refusal(names: Sequence[str], target: str) -> str | None:
             return f"{name} breaks the network: use --target hosts"
         if name in _BY_STRACE and (missing := can_inject()):
             return f"{name} {missing}"
+        if name == ClockJump.kind and (missing := can_fake_clocks()):
+            return f"{name} {missing}"
         if name == Power.kind and (missing := can_mount()):
             return f"{name} {missing}"
     return None
@@ -106,7 +116,7 @@ def describe() -> str:
     lines = []
     for title, kinds in (
         ("on every target", NEMESES),
-        ("of the machine (root; strace, loop devices, time namespaces)", MACHINE_NEMESES),
+        ("of the machine (root; strace, loop devices, time namespaces, libfaketime)", MACHINE_NEMESES),
         ("of the network (--target hosts or netns)", NETWORK_NEMESES),
         ("of containers (--target compose)", {Unplug.kind: Unplug}),
     ):

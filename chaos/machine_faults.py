@@ -1,8 +1,8 @@
 """Faults of the machine under a node: slow and failing disk, lost power, another clock.
 
 They need root. Disks are tampered with by strace (`injection.py`) or are loop devices of their own
-(`disks.py`); clocks are shifted by a time namespace, so that a node comes back with a monotonic clock that
-has nothing to do with the one it had.
+(`disks.py`). Monotonic clocks are shifted by a time namespace, so that a node comes back with one that has
+nothing to do with the one it had; wall clocks jump under a running node (`clocks.py`).
 """
 
 import os
@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from chaos.clocks import FakedClocks
 from chaos.cluster import TargetError
 from chaos.disks import LoopDisk
 from chaos.injection import Injection
@@ -149,6 +150,29 @@ class Clock(Kill):
         fault.proof = f"{fault.proof}, clock shifted by {shift_s} s"
 
 
+class ClockJump(Nemesis):
+    """The wall clock of a running node jumps forth or back, and back again."""
+
+    kind = "clock-jump"
+    clocks: FakedClocks
+
+    def begin(self, now_s: float) -> Fault | None:
+        name = self._any()
+        if name is None or not self.cluster.is_serving(name):
+            return None
+        shift_s = self.dice.choice([-86_400, -3_600, 3_600, 86_400 * 30])
+        fault = self._fault(now_s, name)
+        self.clocks.move(name, shift_s)
+        fault.bites = int(self.clocks.is_moved(name, shift_s))
+        fault.proof = f"its date {'moved' if fault.bites else 'did not move'} by {shift_s} s"
+        return fault
+
+    def end(self, fault: Fault, now_s: float) -> None:
+        for name in fault.nodes:
+            self.clocks.move(name, 0)
+        fault.ended = now_s
+
+
 def _is_dead(directory: Path) -> bool:
     try:
         probe = os.open(directory / "probe", os.O_WRONLY | os.O_CREAT)
@@ -163,5 +187,5 @@ def _is_dead(directory: Path) -> bool:
 
 
 MACHINE_NEMESES: dict[str, Callable[[LocalCluster, random.Random], Nemesis]] = {
-    kind.kind: kind for kind in (SlowDisk, FailDisk, Power, Clock)
+    kind.kind: kind for kind in (SlowDisk, FailDisk, Power, Clock, ClockJump)
 }

@@ -35,12 +35,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     clients: int = 16
     quiet_s: float = 5.0
-    """Length of the phases before and after the faults."""
+    """Length of the phases before and after the faults; longer, up to ten times, on a machine that is too
+    busy for enough operations in that time."""
     fault_s: tuple[float, float] = (1.0, 6.0)
     pause_s: tuple[float, float] = (1.0, 4.0)
     at_once_max: int = 2
     """Faults at the same time."""
-    heal_s: float = 60.0
+    heal_s: float = 120.0
     successes_min: int = 100
     """Operations that must succeed in each phase."""
     timeout_s: float = 10.0
@@ -139,10 +140,10 @@ class _Run:
                 tasks.create_task(self._workload.client(caller, self._has_ended, plan.think_s))
             for reader in self._readers:
                 tasks.create_task(self._workload.reading_client(reader, self._has_ended, plan.think_s))
-            await self._phase("before", asyncio.sleep(plan.quiet_s))
+            await self._phase("before", self._leave_alone())
             await self._phase("faults", self._break_things())
             heal_s = await self._heal()
-            await self._phase("after", asyncio.sleep(plan.quiet_s))
+            await self._phase("after", self._leave_alone())
             self._is_over = True
         await self._read_everything()
         for caller in (*self._callers, *self._readers):
@@ -164,6 +165,15 @@ class _Run:
         begun = _now()
         await activity
         self._phases.append((name, begun, _now()))
+
+    async def _leave_alone(self) -> None:
+        begun, first = _now(), len(self._history.operations)
+        await asyncio.sleep(self._plan.quiet_s)
+        while _now() < begun + 10 * self._plan.quiet_s:
+            done = sum(item.outcome in ("ok", "conflict") for item in self._history.operations[first:])
+            if done > 2 * self._plan.successes_min:
+                return
+            await asyncio.sleep(0.5)
 
     def _has_ended(self) -> bool:
         return self._is_over

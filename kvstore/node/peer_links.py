@@ -351,9 +351,9 @@ class PeerLinks:
         ws = web.WebSocketResponse(
             max_msg_size=peer.FRAME_BYTES_MAX, autoping=False, compress=False, timeout=0.5
         )
-        await ws.prepare(request)
         try:
             async with asyncio.timeout(self._settings.hello_s):
+                await ws.prepare(request)  # fails where the peer has gone meanwhile
                 hello = await self._greet(request, ws)
         except (PeerProtocolError, TimeoutError, OSError) as error:
             self._complain(NodeId(request.remote or "?"), f"no Hello: {_say(error)}")

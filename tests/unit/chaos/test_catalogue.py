@@ -13,7 +13,7 @@ SCENARIOS = Path(catalogue.__file__).parent / "scenarios"
 
 @pytest.fixture(autouse=True)
 def everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("can_make_networks", "can_inject", "can_mount", "can_compose"):
+    for name in ("can_make_networks", "can_inject", "can_mount", "can_compose", "can_fake_clocks"):
         monkeypatch.setattr(catalogue, name, lambda *_: None)
 
 
