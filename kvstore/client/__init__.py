@@ -8,10 +8,12 @@
 
 How the parts fit:
 
-    operations, batch   what a call asks for, and how its answer reads
+    operations, op, batch, transactions, claims
+                        what a call asks for, and how its answer reads
     plan                where it goes, when it goes again, what a failure means; no I/O
+    watching, claims    the plans that go on: following changes, keeping leases, locks and offices
     routes, session     what a client remembers: leaders, clocks, failed nodes; identities of writes
-    aio, sync           the two drivers: they send, wait and hand back what came of it
+    aio*, sync*         the two drivers: they send, wait and hand back what came of it
     errors              the exceptions, for `from kvstore.client import errors`
 
 Every call has a deadline, not a number of retries. A call that ends in `NotApplied` surely changed
@@ -26,15 +28,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvstore import errors
+from kvstore.client import op
 from kvstore.client.batch import Batch
-from kvstore.client.results import DeleteResult, IncrResult, Item, Pending, PutResult
+from kvstore.client.changes import Change, Delete, Expire, Progress, Put, Resynced
+from kvstore.client.results import DeleteResult, IncrResult, Item, Leader, LeaseInfo, Pending, PutResult
 from kvstore.client.sync import Client
+from kvstore.client.transactions import Committed, Compare, when
 from kvstore.errors import (
     Compacted,
     Conflict,
     Denied,
     InvalidArgument,
     KvError,
+    LeaseNotFound,
+    Locked,
+    LockLost,
     NoLeader,
     NotANumber,
     NotApplied,
@@ -43,6 +51,7 @@ from kvstore.errors import (
     Overloaded,
     ReadTimeout,
     TooLarge,
+    TxnConflict,
     Unavailable,
 )
 
@@ -52,15 +61,25 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "Batch",
+    "Change",
     "Client",
+    "Committed",
     "Compacted",
+    "Compare",
     "Conflict",
+    "Delete",
     "DeleteResult",
     "Denied",
+    "Expire",
     "IncrResult",
     "InvalidArgument",
     "Item",
     "KvError",
+    "Leader",
+    "LeaseInfo",
+    "LeaseNotFound",
+    "LockLost",
+    "Locked",
     "NoLeader",
     "NotANumber",
     "NotApplied",
@@ -68,11 +87,17 @@ __all__ = [
     "OutcomeUnknown",
     "Overloaded",
     "Pending",
+    "Progress",
+    "Put",
     "PutResult",
     "ReadTimeout",
+    "Resynced",
     "TooLarge",
+    "TxnConflict",
     "Unavailable",
     "errors",
+    "op",
+    "when",
 ]
 
 

@@ -5,24 +5,55 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
-from kvstore.client import operations
-from kvstore.client.aio_http import Connections
+from kvstore.client import aio_claims, aio_txn, claims, codec, operations, transactions
+from kvstore.client.aio_claims import Held, Lease
+from kvstore.client.aio_driver import Driver, event
+from kvstore.client.aio_txn import Transaction
+from kvstore.client.aio_watch import Observed, Watch
 from kvstore.client.batch import Batch, Part, divide
-from kvstore.client.exchange import Event, Failure, Reply, Send, Sleep
-from kvstore.client.plan import Call, Core, Plan, execute, prepare
-from kvstore.client.results import DeleteResult, IncrResult, Item, PutResult
-from kvstore.client.routes import Routes
-from kvstore.client.session import Sessions
-from kvstore.errors import KvError, Unavailable
+from kvstore.client.claims import ClaimTerms, Queue
+from kvstore.client.op import Operation
+from kvstore.client.plan import prepare
+from kvstore.client.results import DeleteResult, IncrResult, Item, Leader, LeaseInfo, PutResult
+from kvstore.client.transactions import Committed, Compare
+from kvstore.client.watching import Terms, watched
+from kvstore.errors import KvError
 
 T = TypeVar("T")
+
+
+class Scan(AsyncIterator[Item]):
+    """Items in key order, fetched page by page."""
+
+    def __init__(
+        self, driver: Driver, keys: operations.Range, limit: int | None, timeout_s: float | None
+    ) -> None:
+        self._driver, self._keys, self._timeout_s = driver, keys, timeout_s
+        self._pages = operations.Pages(limit)
+
+    @property
+    def pos(self) -> str | None:
+        """Position of the snapshot, known once the first item or the end has come: a watch with
+        `from_=scan.pos` yields what has changed since."""
+        return self._pages.pos
+
+    def __aiter__(self) -> Scan:
+        return self
+
+    async def __anext__(self) -> Item:
+        while not self._pages.ready:
+            wanted = self._pages.next_count
+            if wanted == 0:
+                raise StopAsyncIteration
+            call = operations.scan_page(self._keys, self._pages.cursor, wanted)
+            self._pages.take(await self._driver.call(call, self._timeout_s))
+        return self._pages.ready.popleft()
 
 
 class AsyncClient:
@@ -41,9 +72,7 @@ class AsyncClient:
     def __init__(
         self, *endpoints: str, timeout: float = 5.0, direct: bool = True, patient: bool = True
     ) -> None:
-        self._timeout_s = timeout
-        self._core = Core(Routes(endpoints), Sessions(_mint), is_routing=direct, is_patient=patient)
-        self._connections = Connections()
+        self._driver = Driver(endpoints, timeout, is_routing=direct, is_patient=patient)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -58,7 +87,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close all connections. Calls that still wait fail."""
-        await self._connections.close()
+        await self._driver.connections.close()
 
     # Single keys.
 
@@ -97,7 +126,7 @@ class AsyncClient:
             prev=prev,
             content_type=content_type,
         )
-        return await self._call(call, timeout)
+        return await self._driver.call(call, timeout)
 
     async def get(
         self,
@@ -116,7 +145,7 @@ class AsyncClient:
             max_staleness: seconds a stale answer may lag behind.
         """
         call = operations.get(key, revision=revision, consistency=consistency, max_staleness_s=max_staleness)
-        return await self._call(call, timeout)
+        return await self._driver.call(call, timeout)
 
     async def delete(
         self,
@@ -127,7 +156,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> DeleteResult:
         """Delete a key; `deleted` is 0 if it didn't exist. Raises like `put`."""
-        return await self._call(operations.delete(key, if_revision=if_revision, prev=prev), timeout)
+        return await self._driver.call(operations.delete(key, if_revision=if_revision, prev=prev), timeout)
 
     async def incr(
         self,
@@ -144,7 +173,7 @@ class AsyncClient:
             NotANumber: the key holds something else.
             OutOfRange: the sum would leave [min, max] or 64 bits; nothing is changed.
         """
-        return await self._call(operations.incr(key, by, min=min, max=max), timeout)
+        return await self._driver.call(operations.incr(key, by, min=min, max=max), timeout)
 
     # Many keys.
 
@@ -160,7 +189,7 @@ class AsyncClient:
         consistency: str = "linearizable",
         max_staleness: float | None = None,
         timeout: float | None = None,
-    ) -> AsyncIterator[Item]:
+    ) -> Scan:
         """Yield items in key order, from one snapshot per shard. `timeout` is for each page.
 
         Args:
@@ -177,21 +206,7 @@ class AsyncClient:
             consistency=consistency,
             max_staleness_s=max_staleness,
         )
-        return self._scan(keys, limit, timeout)
-
-    async def _scan(
-        self, keys: operations.Range, limit: int | None, timeout: float | None
-    ) -> AsyncIterator[Item]:
-        cursor, left = None, limit
-        while left is None or left > 0:
-            wanted = operations.PAGE_ITEMS if left is None else min(left, operations.PAGE_ITEMS)
-            page = await self._call(operations.scan_page(keys, cursor, wanted), timeout)
-            for item in page.items:
-                yield item
-            cursor = page.next
-            left = None if left is None else left - len(page.items)
-            if cursor is None:
-                return
+        return Scan(self._driver, keys, limit, timeout)
 
     async def count(
         self,
@@ -203,13 +218,13 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> int:
         """Count the keys that `scan` would yield."""
-        return await self._call(
+        return await self._driver.call(
             operations.count(operations.key_range(prefix, start, end, consistency=consistency)), timeout
         )
 
     async def delete_range(self, prefix: str | bytes, *, timeout: float | None = None) -> int:
         """Delete all keys with the prefix ("" for every key) and return how many there were."""
-        return await self._call(operations.delete_range(prefix), timeout)
+        return await self._driver.call(operations.delete_range(prefix), timeout)
 
     @asynccontextmanager
     async def batch(self, *, check: bool = True, timeout: float | None = None) -> AsyncIterator[Batch]:
@@ -223,7 +238,7 @@ class AsyncClient:
         """
         batch = Batch()
         yield batch
-        await self._send(batch, self._timeout_s if timeout is None else timeout)
+        await self._send(batch, self._driver.limit(timeout))
         if check:
             batch.settle()
 
@@ -232,8 +247,8 @@ class AsyncClient:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        await self._drive(prepare(self._core, timeout_s, _event()))
-        chains = divide(batch.operations, self._core.routes)
+        await self._driver.drive(prepare(self._driver.core, timeout_s, event()))
+        chains = divide(batch.operations, self._driver.core.routes)
         if len(chains) == 1:
             await self._send_chain(chains[0], deadline)
             return
@@ -245,7 +260,7 @@ class AsyncClient:
         for part in chain:
             left_s = max(0.0, deadline - asyncio.get_running_loop().time())
             try:
-                part.deliver(await self._call(part.call(), left_s))
+                part.deliver(await self._driver.call(part.call(), left_s))
             except KvError as error:
                 part.fail(error)
 
@@ -253,43 +268,172 @@ class AsyncClient:
 
     async def fetch(self, method: str, target: str, body: Any = None, *, timeout: float | None = None) -> Any:
         """Ask for a document of the API (`/v1/cluster`, `/v1/shards`, …) and return it decoded."""
-        return await self._call(operations.fetch(method, target, body), timeout)
+        return await self._driver.call(operations.fetch(method, target, body), timeout)
 
     async def explain(self, key: str | bytes, *, timeout: float | None = None) -> Any:
         """Where a key lives: token, shard, leader, replicas."""
-        return await self._call(operations.explain(key), timeout)
+        return await self._driver.call(operations.explain(key), timeout)
 
-    # Driving plans.
+    # Changes.
 
-    async def _call(self, call: Call[T], timeout: float | None) -> T:
-        timeout_s = self._timeout_s if timeout is None else timeout
-        return await self._drive(execute(self._core, call, timeout_s, _event()))
+    def watch(
+        self,
+        *,
+        key: str | bytes | None = None,
+        prefix: str | bytes | None = None,
+        from_: str | None = None,
+        snapshot: bool = False,
+        prev: bool = False,
+        progress: bool = False,
+        resync: bool = True,
+        timeout: float | None = None,
+        outage: float | None = None,
+    ) -> Watch:
+        """Follow the changes of a key, or of all keys with a prefix ("" for every key).
 
-    async def _drive(self, plan: Plan[T]) -> T:
-        if self._connections.is_closed:
-            plan.close()
-            raise Unavailable("the client is closed")
-        try:
-            effect = next(plan)
-            while True:
-                effect = plan.send(await self._carry_out(effect))
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        finally:
-            plan.close()
+        Args:
+            from_: go on after this position: a change's or a scan's `pos`. Without it: from now.
+            snapshot: begin with a Resynced that has everything that is there.
+            prev: give back what each key held before.
+            progress: yield Progress too, about every 10 s without changes.
+            resync: where history is gone, yield a Resynced with everything that is there. False: raise
+                Compacted.
+            timeout: end the iteration after so many seconds without a change.
+            outage: raise Unavailable after so many seconds without contact. None: go on for ever, once
+                the watch has begun.
+        """
+        what = watched(key, prefix, prev=prev, from_=from_, snapshot=snapshot)
+        terms = Terms(self._driver.timeout_s, from_, snapshot, resync, outage)
+        return Watch(self._driver, what, terms, timeout_s=timeout, has_progress=progress)
 
-    async def _carry_out(self, effect: Send | Sleep) -> Event:
-        if isinstance(effect, Sleep):
-            await asyncio.sleep(effect.seconds)
-            return _event()
-        outcome = await self._connections.exchange(effect)
-        return _event(reply=outcome) if isinstance(outcome, Reply) else _event(failure=outcome)
+    async def wait_for(
+        self, key: str | bytes, *, revision: int = 0, wait: float = 30.0, timeout: float | None = None
+    ) -> Item | None:
+        """Read the key as soon as its revision is not `revision` (0: as soon as it exists). None if it is
+        gone. Raises ReadTimeout if nothing has changed within `wait` seconds."""
+        return await self._driver.call(
+            operations.wait_for(key, revision, wait), wait + self._driver.limit(timeout)
+        )
 
+    # Transactions.
 
-def _mint() -> str:
-    return os.urandom(16).hex()
+    async def commit(
+        self,
+        compares: Sequence[Compare],
+        then: Sequence[Operation[Any]] = (),
+        otherwise: Sequence[Operation[Any]] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Committed:
+        """Do `then` if all compares hold, else `otherwise`; all of it at one moment, over all shards.
 
+            await kv.commit([when("a").absent()], then=[op.put("a", "1")], otherwise=[op.get("a")])
 
-def _event(reply: Reply | None = None, failure: Failure | None = None) -> Event:
-    return Event(asyncio.get_running_loop().time(), random.random(), reply, failure)
+        Raises:
+            TxnConflict: others held the keys until the deadline; nothing was done.
+            NotANumber, OutOfRange, …: an operation could not be done, and therefore none was.
+        """
+        return await self._driver.call(transactions.commit(compares, then, otherwise), timeout)
+
+    def txn(self, *, timeout: float | None = None) -> Transaction:
+        """An optimistic transaction, committed when its block ends without an exception.
+
+            async with kv.txn() as t:
+                item = await t.get("stock")
+                t.put("stock", str(int(item.value) - 1))
+
+        The end of the block raises Conflict, and nothing is written, if something that was read has
+        changed meanwhile; see `transact`. `timeout` is for the whole block.
+        """
+        return Transaction(self._driver, asyncio.get_running_loop().time() + self._driver.limit(timeout))
+
+    async def transact(
+        self, body: Callable[[Transaction], Awaitable[T]], *, timeout: float | None = None
+    ) -> T:
+        """Run `body` in a transaction and return its result. It is run again after each conflict, with
+        growing pauses; it should do nothing but read and write through the transaction it is given.
+
+        Raises:
+            Conflict: the deadline has come, and every run has met a conflict.
+        """
+        return await aio_txn.transact(self._driver, body, timeout)
+
+    async def get_all(self, *keys: str | bytes, timeout: float | None = None) -> list[Item | None]:
+        """Read several keys at one moment, over shards."""
+        if not keys:
+            return []
+        return await self._driver.call(transactions.read_all([codec.key_bytes(key) for key in keys]), timeout)
+
+    # Leases.
+
+    async def grant(self, ttl: float, id: str | None = None, *, timeout: float | None = None) -> Lease:
+        """Make a lease that lasts `ttl` seconds unless it is renewed."""
+        return await aio_claims.grant(self._driver, ttl, id, timeout)
+
+    async def lease_info(self, id: str, *, timeout: float | None = None) -> LeaseInfo:
+        """What the store knows about a lease. Raises LeaseNotFound."""
+        return await self._driver.call(claims.lease_info(id), timeout)
+
+    async def leases(self, *, timeout: float | None = None) -> list[LeaseInfo]:
+        """All leases, without their keys."""
+        return await self._driver.call(claims.list_leases(), timeout)
+
+    async def revoke(self, id: str, *, timeout: float | None = None) -> bool:
+        """End a lease and delete its keys. False if there was none."""
+        return await self._driver.call(claims.revoke(id), timeout)
+
+    # Locks and elections.
+
+    @asynccontextmanager
+    async def lock(
+        self,
+        name: str,
+        *,
+        ttl: float = claims.TTL_S_DEFAULT,
+        wait: float | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Held]:
+        """Hold a lock while the block runs. Waiters get it in the order of their coming.
+
+            async with kv.lock("jobs", ttl=10) as held:
+                store(result, fence=held.fence)          # refuse fences lower than one seen
+                if held.lost.is_set(): ...
+
+        Args:
+            ttl: seconds after which others get it if this program dies. It is renewed every third of it.
+            wait: seconds to queue; by default `timeout`. 0: take it now or not at all.
+
+        Raises:
+            Locked: it was not granted within `wait`.
+            LockLost: at the end of the block, if it was not held all the time.
+        """
+        limit_s = self._driver.limit(timeout)
+        terms = ClaimTerms(ttl, limit_s if wait is None else wait, limit_s)
+        async with await aio_claims.acquire(self._driver, Queue.lock(name), terms, name) as held:
+            yield held
+
+    @asynccontextmanager
+    async def elect(
+        self,
+        name: str,
+        value: str | bytes,
+        *,
+        ttl: float = claims.TTL_S_DEFAULT,
+        wait: float | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Held]:
+        """Stand for election, and lead while the block runs. Others see `value` (`leader`, `observe`).
+
+        Args: as for `lock`, but that it waits for ever unless `wait` is given.
+        """
+        terms = ClaimTerms(ttl, math.inf if wait is None else wait, self._driver.limit(timeout))
+        async with await aio_claims.acquire(self._driver, Queue.election(name, value), terms, name) as held:
+            yield held
+
+    async def leader(self, name: str, *, timeout: float | None = None) -> Leader | None:
+        """Who is elected; None if nobody is."""
+        return await self._driver.call(Queue.election(name).leader(), timeout)
+
+    def observe(self, name: str, *, timeout: float | None = None) -> Observed:
+        """Yield who is elected, now and after every change; None while nobody is."""
+        return Observed(self.watch(key=Queue.election(name).key, snapshot=True, timeout=timeout))

@@ -9,11 +9,12 @@ attempt settled stays settled while the rest is tried again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-from kvstore.client import codec, operations
+from kvstore.client import codec, op, operations
 from kvstore.client.codec import Garbled
 from kvstore.client.exchange import Reply
+from kvstore.client.op import Operation
 from kvstore.client.plan import Call, Kind, is_session_unknown
 from kvstore.client.results import DeleteResult, IncrResult, Item, Pending, PutResult
 from kvstore.client.routes import Routes
@@ -25,25 +26,6 @@ BATCH_OPS_MAX = 1000
 """Operations in one request; larger batches are sent in pieces."""
 BATCH_BYTES_MAX = 512 * 1024
 """Keys and values in one request, unless one operation alone is larger."""
-
-_OP_OVERHEAD_BYTES = 32
-
-
-class Operation(Generic[T]):
-    """One operation of a batch: its encoded form, and where its result goes."""
-
-    __slots__ = ("bytes_count", "fields", "key", "name", "pending")
-
-    def __init__(self, name: str, key: bytes, fields: dict[str, Any]) -> None:
-        self.name = name
-        self.key = key
-        self.fields = {"op": name, "key": key} | fields
-        self.bytes_count = len(key) + len(fields.get("value", b"")) + _OP_OVERHEAD_BYTES
-        self.pending: Pending[Any] = Pending()
-
-    @property
-    def is_write(self) -> bool:
-        return self.name != "get"
 
 
 class Batch:
@@ -61,47 +43,40 @@ class Batch:
         value: str | bytes,
         *,
         ttl: float | None = None,
+        lease: str | None = None,
         if_revision: int | None = None,
         if_absent: bool = False,
         prev: bool = False,
         content_type: str | None = None,
     ) -> Pending[PutResult]:
-        fields: dict[str, Any] = {"value": codec.value_bytes(value)}
-        if ttl is not None:
-            fields["ttl"] = codec.milliseconds(ttl)
-        if if_revision is not None:
-            fields["if_revision"] = if_revision
-        if if_absent:
-            fields["if_absent"] = True
-        if prev:
-            fields["prev"] = True
-        if content_type is not None:
-            fields["content_type"] = content_type
-        return self._add("put", key, fields)
+        return self.add(
+            op.put(
+                key,
+                value,
+                ttl=ttl,
+                lease=lease,
+                if_revision=if_revision,
+                if_absent=if_absent,
+                prev=prev,
+                content_type=content_type,
+            )
+        )
 
     def get(self, key: str | bytes, *, revision: int | None = None) -> Pending[Item | None]:
-        return self._add("get", key, {} if revision is None else {"revision": revision})
+        return self.add(op.get(key, revision=revision))
 
     def delete(
         self, key: str | bytes, *, if_revision: int | None = None, prev: bool = False
     ) -> Pending[DeleteResult]:
-        fields: dict[str, Any] = {} if if_revision is None else {"if_revision": if_revision}
-        if prev:
-            fields["prev"] = True
-        return self._add("delete", key, fields)
+        return self.add(op.delete(key, if_revision=if_revision, prev=prev))
 
     def incr(
         self, key: str | bytes, by: int = 1, *, min: int | None = None, max: int | None = None
     ) -> Pending[IncrResult]:
-        fields: dict[str, Any] = {"by": by}
-        if min is not None:
-            fields["min"] = min
-        if max is not None:
-            fields["max"] = max
-        return self._add("incr", key, fields)
+        return self.add(op.incr(key, by, min=min, max=max))
 
-    def _add(self, name: str, key: str | bytes, fields: dict[str, Any]) -> Pending[Any]:
-        operation: Operation[Any] = Operation(name, codec.key_bytes(key), fields)
+    def add(self, operation: Operation[T]) -> Pending[T]:
+        """Add an operation made by `kvstore.client.op`."""
         self.operations.append(operation)
         return operation.pending
 
@@ -152,26 +127,7 @@ class Part:
         results = codec.document(reply).get("results")
         if not isinstance(results, list) or len(results) != len(self.members):
             raise Garbled(f"expected {len(self.members)} results")
-        return [_outcome(member, fields) for member, fields in zip(self.members, results, strict=True)]
-
-
-def _outcome(member: Operation[Any], fields: Any) -> Any:
-    if not isinstance(fields, dict):
-        raise Garbled("a result that is not an object")
-    status = codec.integer(fields, "status")
-    if member.name == "get" and status == 404:
-        return None
-    if status >= 400:
-        return codec.from_fields(fields, status, is_write=member.is_write)
-    match member.name:
-        case "put":
-            return operations.put_result(fields, member.key)
-        case "get":
-            return codec.item(fields, member.key)
-        case "delete":
-            return operations.delete_result(fields, member.key)
-        case _:
-            return operations.incr_result(fields)
+        return [member.outcome(fields) for member, fields in zip(self.members, results, strict=True)]
 
 
 class _Parts:

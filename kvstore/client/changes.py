@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvstore.client.results import Item
+from kvstore.client.results import Item, Leader
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +73,14 @@ class Progress:
 
 
 Change = Put | Delete | Expire | Resynced | Progress
+
+
+def elected(change: Change) -> Leader | None:
+    """Who holds an office after a change of its key."""
+    match change:
+        case Put(_, value, revision):
+            return Leader(value, revision)
+        case Resynced(items) if items:
+            return Leader(items[0].value, items[0].revision)
+        case _:
+            return None

@@ -60,6 +60,8 @@ def _ttl_of(reply: Reply, default_s: float) -> float:
 
 # Leases.
 
+Release = Call[bool]
+
 
 class Granted(NamedTuple):
     id: str
@@ -148,16 +150,17 @@ class Queue(NamedTuple):
     """Shows the holder, and decides where the queue lies."""
     value: bytes | None
     """What the office is held with; None for a lock."""
+    what: str
 
     @classmethod
     def lock(cls, name: str | bytes) -> Queue:
         path = f"/v1/locks/{_segment(name, 'the name of a lock')}"
-        return cls(path, b"_locks/" + codec.value_bytes(name), None)
+        return cls(path, b"_locks/" + codec.value_bytes(name), None, "lock")
 
     @classmethod
     def election(cls, name: str | bytes, value: str | bytes = b"") -> Queue:
         path = f"/v1/elections/{_segment(name, 'the name of an election')}"
-        return cls(path, b"_elections/" + codec.value_bytes(name), codec.value_bytes(value))
+        return cls(path, b"_elections/" + codec.value_bytes(name), codec.value_bytes(value), "office")
 
     def claim(self, ttl: float, wait_s: float) -> Call[Claimed]:
         """Queue up for at most `wait_s`. Raises Locked."""
@@ -290,6 +293,11 @@ class Claim:
         """For so long it surely still holds."""
         return 0.0 if self._is_over else max(0.0, self._until - self._clock())
 
+    @property
+    def is_lost(self) -> bool:
+        """It has ended, or cannot be known to last, and nobody gave it back."""
+        return self.why_lost is not None or (not self._is_over and self.remaining_s <= 0)
+
     def end(self, why: KvError | None = None) -> None:
         """It was given back, or it is lost: nothing renews it any more."""
         self._is_over = True
@@ -330,6 +338,10 @@ class Claim:
                 except KvError:
                     # Whatever it is: as long as there is time left, the next renewal may succeed.
                     event = yield Sleep(max(RENEWAL_S_MIN, min(self.ttl_s / 20, self.remaining_s)))
+
+
+def lease_claim(granted: Granted, sent_at: float, clock: Callable[[], float]) -> Claim:
+    return Claim(keep_lease(granted.id, granted.ttl_s), granted.ttl_s, sent_at, clock)
 
 
 def lost(claim: Claim, name: str, what: str) -> KvError:

@@ -6,6 +6,7 @@ Both clients build their calls here, so that they cannot differ in anything but 
 from __future__ import annotations
 
 import json
+from collections import deque
 from typing import Any, NamedTuple
 
 from kvstore.client import codec
@@ -265,6 +266,33 @@ def _page(reply: Reply) -> Page:
         cursor if isinstance(cursor, str) else None,
         pos if isinstance(pos, str) else None,
     )
+
+
+class Pages:
+    """How far a scan has come."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._left = limit
+        self._is_over = False
+        self.cursor: str | None = None
+        self.pos: str | None = None
+        self.ready: deque[Item] = deque()
+
+    @property
+    def next_count(self) -> int:
+        """Items to ask for next; 0 at the end."""
+        if self._is_over or self._left == 0:
+            return 0
+        return PAGE_ITEMS if self._left is None else min(self._left, PAGE_ITEMS)
+
+    def take(self, page: Page) -> None:
+        self.ready.extend(page.items)
+        self.cursor = page.next
+        self._is_over = page.next is None
+        if self.pos is None:
+            self.pos = page.pos
+        if self._left is not None:
+            self._left = max(0, self._left - len(page.items))
 
 
 def count(keys: Range) -> Call[int]:

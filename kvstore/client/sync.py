@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
-import os
-import random
-import threading
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
-from kvstore.client import operations
+from kvstore.client import claims, codec, operations, sync_claims, sync_txn, transactions
 from kvstore.client.batch import Batch, Part, divide
-from kvstore.client.exchange import Event, Failure, Reply, Send, Sleep
-from kvstore.client.plan import Call, Core, Plan, execute, prepare
-from kvstore.client.results import DeleteResult, IncrResult, Item, PutResult
-from kvstore.client.routes import Routes
-from kvstore.client.session import Sessions
-from kvstore.client.sync_http import Pool
-from kvstore.errors import KvError, Unavailable
+from kvstore.client.claims import ClaimTerms, Queue
+from kvstore.client.op import Operation
+from kvstore.client.plan import prepare
+from kvstore.client.results import DeleteResult, IncrResult, Item, Leader, LeaseInfo, PutResult
+from kvstore.client.sync_claims import Held, Lease
+from kvstore.client.sync_driver import Driver, event
+from kvstore.client.sync_txn import Transaction
+from kvstore.client.sync_watch import Observed, Watch
+from kvstore.client.transactions import Committed, Compare
+from kvstore.client.watching import Terms, watched
+from kvstore.errors import KvError
 
 T = TypeVar("T")
 
 THREADS_MAX = 16
 """Shards of one batch that are asked at the same time."""
+
+
+class Scan(Iterator[Item]):
+    """Items in key order, fetched page by page."""
+
+    def __init__(
+        self, driver: Driver, keys: operations.Range, limit: int | None, timeout_s: float | None
+    ) -> None:
+        self._driver, self._keys, self._timeout_s = driver, keys, timeout_s
+        self._pages = operations.Pages(limit)
+
+    @property
+    def pos(self) -> str | None:
+        """Position of the snapshot, known once the first item or the end has come: a watch with
+        `from_=scan.pos` yields what has changed since."""
+        return self._pages.pos
+
+    def __iter__(self) -> Scan:
+        return self
+
+    def __next__(self) -> Item:
+        while not self._pages.ready:
+            wanted = self._pages.next_count
+            if wanted == 0:
+                raise StopIteration
+            call = operations.scan_page(self._keys, self._pages.cursor, wanted)
+            self._pages.take(self._driver.call(call, self._timeout_s))
+        return self._pages.ready.popleft()
 
 
 class Client:
@@ -42,13 +72,7 @@ class Client:
     def __init__(
         self, *endpoints: str, timeout: float = 5.0, direct: bool = True, patient: bool = True
     ) -> None:
-        self._timeout_s = timeout
-        self._endpoints = endpoints
-        self._core = Core(Routes(endpoints), Sessions(_mint), is_routing=direct, is_patient=patient)
-        self._pool = Pool()
-        self._lock = threading.Lock()
-        """Held while a plan thinks, never while it waits: plans share the routes and sessions."""
-        self._process = os.getpid()
+        self._driver = Driver(endpoints, timeout, is_routing=direct, is_patient=patient)
 
     def __enter__(self) -> Client:
         return self
@@ -63,7 +87,7 @@ class Client:
 
     def close(self) -> None:
         """Close all connections. Calls in other threads fail."""
-        self._pool.close()
+        self._driver.pool.close()
 
     # Single keys.
 
@@ -102,7 +126,7 @@ class Client:
             prev=prev,
             content_type=content_type,
         )
-        return self._call(call, timeout)
+        return self._driver.call(call, timeout)
 
     def get(
         self,
@@ -121,7 +145,7 @@ class Client:
             max_staleness: seconds a stale answer may lag behind.
         """
         call = operations.get(key, revision=revision, consistency=consistency, max_staleness_s=max_staleness)
-        return self._call(call, timeout)
+        return self._driver.call(call, timeout)
 
     def delete(
         self,
@@ -132,7 +156,7 @@ class Client:
         timeout: float | None = None,
     ) -> DeleteResult:
         """Delete a key; `deleted` is 0 if it didn't exist. Raises like `put`."""
-        return self._call(operations.delete(key, if_revision=if_revision, prev=prev), timeout)
+        return self._driver.call(operations.delete(key, if_revision=if_revision, prev=prev), timeout)
 
     def incr(
         self,
@@ -149,7 +173,7 @@ class Client:
             NotANumber: the key holds something else.
             OutOfRange: the sum would leave [min, max] or 64 bits; nothing is changed.
         """
-        return self._call(operations.incr(key, by, min=min, max=max), timeout)
+        return self._driver.call(operations.incr(key, by, min=min, max=max), timeout)
 
     # Many keys.
 
@@ -165,7 +189,7 @@ class Client:
         consistency: str = "linearizable",
         max_staleness: float | None = None,
         timeout: float | None = None,
-    ) -> Iterator[Item]:
+    ) -> Scan:
         """Yield items in key order, from one snapshot per shard. `timeout` is for each page.
 
         Args:
@@ -182,18 +206,7 @@ class Client:
             consistency=consistency,
             max_staleness_s=max_staleness,
         )
-        return self._scan(keys, limit, timeout)
-
-    def _scan(self, keys: operations.Range, limit: int | None, timeout: float | None) -> Iterator[Item]:
-        cursor, left = None, limit
-        while left is None or left > 0:
-            wanted = operations.PAGE_ITEMS if left is None else min(left, operations.PAGE_ITEMS)
-            page = self._call(operations.scan_page(keys, cursor, wanted), timeout)
-            yield from page.items
-            cursor = page.next
-            left = None if left is None else left - len(page.items)
-            if cursor is None:
-                return
+        return Scan(self._driver, keys, limit, timeout)
 
     def count(
         self,
@@ -205,13 +218,13 @@ class Client:
         timeout: float | None = None,
     ) -> int:
         """Count the keys that `scan` would yield."""
-        return self._call(
+        return self._driver.call(
             operations.count(operations.key_range(prefix, start, end, consistency=consistency)), timeout
         )
 
     def delete_range(self, prefix: str | bytes, *, timeout: float | None = None) -> int:
         """Delete all keys with the prefix ("" for every key) and return how many there were."""
-        return self._call(operations.delete_range(prefix), timeout)
+        return self._driver.call(operations.delete_range(prefix), timeout)
 
     @contextmanager
     def batch(self, *, check: bool = True, timeout: float | None = None) -> Iterator[Batch]:
@@ -225,7 +238,7 @@ class Client:
         """
         batch = Batch()
         yield batch
-        self._send(batch, self._timeout_s if timeout is None else timeout)
+        self._send(batch, self._driver.limit(timeout))
         if check:
             batch.settle()
 
@@ -233,9 +246,9 @@ class Client:
         if not batch.operations:
             return
         deadline = time.monotonic() + timeout_s
-        self._notice_fork()
-        self._drive(prepare(self._core, timeout_s, _event()))
-        chains = divide(batch.operations, self._core.routes)
+        self._driver.notice_fork()
+        self._driver.drive(prepare(self._driver.core, timeout_s, event()))
+        chains = divide(batch.operations, self._driver.core.routes)
         if len(chains) == 1:
             self._send_chain(chains[0], deadline)
             return
@@ -247,7 +260,7 @@ class Client:
     def _send_chain(self, chain: list[Part], deadline: float) -> None:
         for part in chain:
             try:
-                part.deliver(self._call(part.call(), max(0.0, deadline - time.monotonic())))
+                part.deliver(self._driver.call(part.call(), max(0.0, deadline - time.monotonic())))
             except KvError as error:
                 part.fail(error)
 
@@ -255,64 +268,168 @@ class Client:
 
     def fetch(self, method: str, target: str, body: Any = None, *, timeout: float | None = None) -> Any:
         """Ask for a document of the API (`/v1/cluster`, `/v1/shards`, …) and return it decoded."""
-        return self._call(operations.fetch(method, target, body), timeout)
+        return self._driver.call(operations.fetch(method, target, body), timeout)
 
     def explain(self, key: str | bytes, *, timeout: float | None = None) -> Any:
         """Where a key lives: token, shard, leader, replicas."""
-        return self._call(operations.explain(key), timeout)
+        return self._driver.call(operations.explain(key), timeout)
 
-    # Driving plans.
+    # Changes.
 
-    def _call(self, call: Call[T], timeout: float | None) -> T:
-        self._notice_fork()
-        return self._drive(
-            execute(self._core, call, self._timeout_s if timeout is None else timeout, _event())
-        )
+    def watch(
+        self,
+        *,
+        key: str | bytes | None = None,
+        prefix: str | bytes | None = None,
+        from_: str | None = None,
+        snapshot: bool = False,
+        prev: bool = False,
+        progress: bool = False,
+        resync: bool = True,
+        timeout: float | None = None,
+        outage: float | None = None,
+    ) -> Watch:
+        """Follow the changes of a key, or of all keys with a prefix ("" for every key).
 
-    def _drive(self, plan: Plan[T]) -> T:
-        if self._pool.is_closed:
-            plan.close()
-            raise Unavailable("the client is closed")
-        event: Event | None = None
-        try:
-            while True:
-                try:
-                    with self._lock:
-                        effect = plan.send(event) if event is not None else next(plan)
-                except StopIteration as end:
-                    result: T = end.value
-                    return result
-                event = self._carry_out(effect)
-        finally:
-            with self._lock:
-                plan.close()
+        Args:
+            from_: go on after this position: a change's or a scan's `pos`. Without it: from now.
+            snapshot: begin with a Resynced that has everything that is there.
+            prev: give back what each key held before.
+            progress: yield Progress too, about every 10 s without changes.
+            resync: where history is gone, yield a Resynced with everything that is there. False: raise
+                Compacted.
+            timeout: end the iteration after so many seconds without a change.
+            outage: raise Unavailable after so many seconds without contact. None: go on for ever, once
+                the watch has begun.
+        """
+        what = watched(key, prefix, prev=prev, from_=from_, snapshot=snapshot)
+        terms = Terms(self._driver.timeout_s, from_, snapshot, resync, outage)
+        return Watch(self._driver, what, terms, timeout_s=timeout, has_progress=progress)
 
-    def _carry_out(self, effect: Send | Sleep) -> Event:
-        if isinstance(effect, Sleep):
-            time.sleep(effect.seconds)
-            return _event()
-        outcome = self._pool.exchange(effect)
-        return _event(reply=outcome) if isinstance(outcome, Reply) else _event(failure=outcome)
+    def wait_for(
+        self, key: str | bytes, *, revision: int = 0, wait: float = 30.0, timeout: float | None = None
+    ) -> Item | None:
+        """Read the key as soon as its revision is not `revision` (0: as soon as it exists). None if it is
+        gone. Raises ReadTimeout if nothing has changed within `wait` seconds."""
+        return self._driver.call(operations.wait_for(key, revision, wait), wait + self._driver.limit(timeout))
 
-    def _notice_fork(self) -> None:
-        """A forked child must use neither its parent's connections nor its session: two processes with
-        one session would take each other's writes for retries of their own."""
-        if self._process == os.getpid():
-            return
-        self._core = Core(
-            Routes(self._endpoints),
-            Sessions(_mint),
-            is_routing=self._core.is_routing,
-            is_patient=self._core.is_patient,
-        )
-        self._pool = Pool()
-        self._lock = threading.Lock()
-        self._process = os.getpid()
+    # Transactions.
 
+    def commit(
+        self,
+        compares: Sequence[Compare],
+        then: Sequence[Operation[Any]] = (),
+        otherwise: Sequence[Operation[Any]] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Committed:
+        """Do `then` if all compares hold, else `otherwise`; all of it at one moment, over all shards.
 
-def _mint() -> str:
-    return os.urandom(16).hex()
+            kv.commit([when("a").absent()], then=[op.put("a", "1")], otherwise=[op.get("a")])
 
+        Raises:
+            TxnConflict: others held the keys until the deadline; nothing was done.
+            NotANumber, OutOfRange, …: an operation could not be done, and therefore none was.
+        """
+        return self._driver.call(transactions.commit(compares, then, otherwise), timeout)
 
-def _event(reply: Reply | None = None, failure: Failure | None = None) -> Event:
-    return Event(time.monotonic(), random.random(), reply, failure)
+    def txn(self, *, timeout: float | None = None) -> Transaction:
+        """An optimistic transaction, committed when its block ends without an exception.
+
+            with kv.txn() as t:
+                item = t.get("stock")
+                t.put("stock", str(int(item.value) - 1))
+
+        The end of the block raises Conflict, and nothing is written, if something that was read has
+        changed meanwhile; see `transact`. `timeout` is for the whole block.
+        """
+        return Transaction(self._driver, time.monotonic() + self._driver.limit(timeout))
+
+    def transact(self, body: Callable[[Transaction], T], *, timeout: float | None = None) -> T:
+        """Run `body` in a transaction and return its result. It is run again after each conflict, with
+        growing pauses; it should do nothing but read and write through the transaction it is given.
+
+        Raises:
+            Conflict: the deadline has come, and every run has met a conflict.
+        """
+        return sync_txn.transact(self._driver, body, timeout)
+
+    def get_all(self, *keys: str | bytes, timeout: float | None = None) -> list[Item | None]:
+        """Read several keys at one moment, over shards."""
+        if not keys:
+            return []
+        return self._driver.call(transactions.read_all([codec.key_bytes(key) for key in keys]), timeout)
+
+    # Leases.
+
+    def grant(self, ttl: float, id: str | None = None, *, timeout: float | None = None) -> Lease:
+        """Make a lease that lasts `ttl` seconds unless it is renewed."""
+        return sync_claims.grant(self._driver, ttl, id, timeout)
+
+    def lease_info(self, id: str, *, timeout: float | None = None) -> LeaseInfo:
+        """What the store knows about a lease. Raises LeaseNotFound."""
+        return self._driver.call(claims.lease_info(id), timeout)
+
+    def leases(self, *, timeout: float | None = None) -> list[LeaseInfo]:
+        """All leases, without their keys."""
+        return self._driver.call(claims.list_leases(), timeout)
+
+    def revoke(self, id: str, *, timeout: float | None = None) -> bool:
+        """End a lease and delete its keys. False if there was none."""
+        return self._driver.call(claims.revoke(id), timeout)
+
+    # Locks and elections.
+
+    @contextmanager
+    def lock(
+        self,
+        name: str,
+        *,
+        ttl: float = claims.TTL_S_DEFAULT,
+        wait: float | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Held]:
+        """Hold a lock while the block runs. Waiters get it in the order of their coming.
+
+            with kv.lock("jobs", ttl=10) as held:
+                store(result, fence=held.fence)          # refuse fences lower than one seen
+                if held.lost.is_set(): ...
+
+        Args:
+            ttl: seconds after which others get it if this program dies. It is renewed every third of it.
+            wait: seconds to queue; by default `timeout`. 0: take it now or not at all.
+
+        Raises:
+            Locked: it was not granted within `wait`.
+            LockLost: at the end of the block, if it was not held all the time.
+        """
+        limit_s = self._driver.limit(timeout)
+        terms = ClaimTerms(ttl, limit_s if wait is None else wait, limit_s)
+        with sync_claims.acquire(self._driver, Queue.lock(name), terms, name) as held:
+            yield held
+
+    @contextmanager
+    def elect(
+        self,
+        name: str,
+        value: str | bytes,
+        *,
+        ttl: float = claims.TTL_S_DEFAULT,
+        wait: float | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Held]:
+        """Stand for election, and lead while the block runs. Others see `value` (`leader`, `observe`).
+
+        Args: as for `lock`, but that it waits for ever unless `wait` is given.
+        """
+        terms = ClaimTerms(ttl, math.inf if wait is None else wait, self._driver.limit(timeout))
+        with sync_claims.acquire(self._driver, Queue.election(name, value), terms, name) as held:
+            yield held
+
+    def leader(self, name: str, *, timeout: float | None = None) -> Leader | None:
+        """Who is elected; None if nobody is."""
+        return self._driver.call(Queue.election(name).leader(), timeout)
+
+    def observe(self, name: str, *, timeout: float | None = None) -> Observed:
+        """Yield who is elected, now and after every change; None while nobody is."""
+        return Observed(self.watch(key=Queue.election(name).key, snapshot=True, timeout=timeout))

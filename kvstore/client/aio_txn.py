@@ -1,0 +1,88 @@
+"""Transactions of the asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TypeVar
+
+from kvstore.client import codec, operations, transactions
+from kvstore.client.aio_driver import Driver
+from kvstore.client.plan import LAST_ATTEMPT_S_MIN
+from kvstore.client.results import Item
+from kvstore.client.transactions import Draft
+from kvstore.errors import Conflict
+
+T = TypeVar("T")
+
+
+class Transaction(Draft):
+    """Reads are answered at once and remembered, writes are kept until the block ends and then done
+    together, if nothing that was read has changed. Made by `kv.txn()`, or given by `kv.transact`."""
+
+    def __init__(self, driver: Driver, deadline: float) -> None:
+        super().__init__()
+        self._driver = driver
+        self._deadline = deadline
+
+    async def get(self, key: str | bytes) -> Item | None:
+        """Read a key, or what this transaction has done to it."""
+        encoded = codec.key_bytes(key)
+        known = self._known(encoded)
+        if known is None:
+            self._remember(encoded, await self._driver.call(operations.get(encoded), self._left_s()))
+            known = self._known(encoded)
+            assert known is not None, "just remembered"
+        return known[0]
+
+    async def get_all(self, *keys: str | bytes) -> list[Item | None]:
+        """Read several keys at one moment, over shards."""
+        missing = self._unknown(keys)
+        if missing:
+            found = await self._driver.call(transactions.read_all(missing), self._left_s())
+            for key, item in zip(missing, found, strict=True):
+                self._remember(key, item)
+        return [await self.get(key) for key in keys]
+
+    async def commit(self) -> None:
+        """Done by the end of the block. Raises Conflict if something that was read has changed."""
+        call = self._call()
+        if call is not None:
+            self._settle(await self._driver.call(call, self._left_s()))
+
+    def _left_s(self) -> float:
+        return max(LAST_ATTEMPT_S_MIN, self._deadline - asyncio.get_running_loop().time())
+
+    async def __aenter__(self) -> Transaction:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            await self.commit()
+
+
+async def transact(driver: Driver, body: Callable[[Transaction], Awaitable[T]], timeout_s: float | None) -> T:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + driver.limit(timeout_s)
+    run_count = 0
+    while True:
+        transaction = Transaction(driver, deadline)
+        result = await body(transaction)
+        try:
+            await transaction.commit()
+        except Conflict as conflict:
+            run_count += 1
+            pause_s = transactions.rerun_s(run_count, random.random())
+            if loop.time() + pause_s >= deadline:
+                conflict.fields["run_count"] = run_count
+                raise
+            await asyncio.sleep(pause_s)
+            continue
+        return result
