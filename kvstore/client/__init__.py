@@ -20,20 +20,17 @@ Every call has a deadline, not a number of retries. A call that ends in `NotAppl
 nothing; `OutcomeUnknown` means that a write may have happened. Everything in between is retried, and a
 write that is retried is applied once: it carries an identity that the shards remember.
 
-`AsyncClient` is loaded on first use, so that programs that only block never load aiohttp.
+`AsyncClient` and its like are loaded on first use: programs that only block never load aiohttp.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kvstore import errors
-from kvstore.client import op
-from kvstore.client.batch import Batch
-from kvstore.client.changes import Change, Delete, Expire, Progress, Put, Resynced
 from kvstore.client.results import DeleteResult, IncrResult, Item, Leader, LeaseInfo, Pending, PutResult
 from kvstore.client.sync import Client
-from kvstore.client.transactions import Committed, Compare, when
 from kvstore.errors import (
     Compacted,
     Conflict,
@@ -56,7 +53,11 @@ from kvstore.errors import (
 )
 
 if TYPE_CHECKING:
+    from kvstore.client import op
     from kvstore.client.aio import AsyncClient
+    from kvstore.client.batch import Batch
+    from kvstore.client.changes import Change, Delete, Expire, Progress, Put, Resynced
+    from kvstore.client.transactions import Committed, Compare, when
 
 __all__ = [
     "AsyncClient",
@@ -101,9 +102,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "AsyncClient":
-        from kvstore.client.aio import AsyncClient  # see the module's docstring
+_MODULES = {
+    "AsyncClient": "aio",
+    "Batch": "batch",
+    **dict.fromkeys(("Change", "Delete", "Expire", "Progress", "Put", "Resynced"), "changes"),
+    **dict.fromkeys(("Committed", "Compare", "when"), "transactions"),
+}
+"""Where names are that are loaded on first use."""
 
-        return AsyncClient
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"kvstore.client.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -331,7 +331,9 @@ class Claim:
                     self.end(LockLost("it could not be renewed in time"))
                     return
                 try:
-                    yield from self.renew(core, left_s, event)
+                    # Not all that is left: a claim counts from when its renewal began to be sent.
+                    limit_s = min(left_s, max(RENEWAL_S_MIN, self.ttl_s / RENEWALS_PER_TTL))
+                    yield from self.renew(core, limit_s, event)
                     break
                 except NotFound:
                     return

@@ -20,7 +20,7 @@ from kvstore.client import codec, operations
 from kvstore.client.changes import Change, Delete, Expire, Progress, Put, Resynced
 from kvstore.client.codec import Garbled
 from kvstore.client.exchange import Event, Open, Receive, Request, Send, Sleep
-from kvstore.client.plan import BACKOFF_S_MAX, BACKOFF_S_MIN, Call, Core, execute, prepare, told
+from kvstore.client.plan import BACKOFF_S_MAX, BACKOFF_S_MIN, Call, Core, Plan, execute, prepare, told
 from kvstore.client.results import Item
 from kvstore.errors import Compacted, InvalidArgument, KvError, OutcomeUnknown, Unavailable
 
@@ -28,6 +28,8 @@ OPEN_S_MAX = 3.0
 """Time limit for a node to begin the stream."""
 SILENCE_S_MAX = 25.0
 """A stream says something every 10 s. One that does not is dead, whatever its connection says."""
+SOUND_S_MIN = 1.0
+"""A stream that has lasted so long was worth opening, even if it has brought nothing."""
 LINE_BYTES_MAX = 16 << 20
 
 
@@ -100,8 +102,10 @@ class _Follower:
         self.is_begun = False
         """Something was emitted: the consumer relies on us."""
         self.must_list = terms.has_snapshot
+        self.must_learn = True
         self.contact_at = start.now
         """When a node last said something useful."""
+        self.opened_at = start.now
         self.round_count = 0
         self.avoid: set[str] = set()
         self.tried: dict[str, str] = {}
@@ -114,19 +118,23 @@ class _Follower:
                     yield from self.resync()
                 else:
                     yield from self.stream()
-            except Compacted as error:
+            except Compacted:
                 if not self.terms.may_resync:
                     raise
                 self.must_list = True
                 # A listing that is overtaken by compaction is begun anew, but not in a tight loop.
-                yield from self.pause(str(error))
+                yield from self.pause()
 
     def step(self, event: Event) -> Event:
         self.now, self.dice = event.now, event.dice
         return event
 
-    def execute(self, call: Call[T]) -> Generator[Send | Sleep, Event, T]:
-        plan = execute(self.core, call, self.terms.timeout_s, Event(self.now, self.dice))
+    def execute(self, call: Call[T]) -> Plan[T]:
+        limit_s = self.terms.timeout_s
+        return self.forward(execute(self.core, call, limit_s, Event(self.now, self.dice)))
+
+    def forward(self, plan: Plan[T]) -> Plan[T]:
+        """Carry out another plan as a part of this one, and learn from it what time it is."""
         try:
             effect = next(plan)
             while True:
@@ -167,7 +175,10 @@ class _Follower:
 
     def stream(self) -> WatchPlan:
         """Open a stream and pass on what it brings, until it ends."""
-        yield from prepare(self.core, OPEN_S_MAX, Event(self.now, self.dice))
+        if self.must_learn:
+            # Which nodes there are is all that matters here: any of them serves any watch.
+            self.must_learn = False
+            yield from self.forward(prepare(self.core, OPEN_S_MAX, Event(self.now, self.dice)))
         address = self.next_address()
         limit_s = max(0.01, min(OPEN_S_MAX, self.left_s()))
         event = self.step((yield Open(address, self.request(), limit_s)))
@@ -184,6 +195,7 @@ class _Follower:
             self.tried[address] = error.code
             yield from self.on_error(error, address)
             return
+        self.opened_at = self.now
         yield from self.read(address)
 
     def request(self) -> Request:
@@ -237,7 +249,9 @@ class _Follower:
             if change is not None:
                 changes.append(change)
         if changes:
-            self.on_contact()
+            # A node that begins streams only to end them is not what we look for.
+            has_lasted = self.now - self.opened_at > SOUND_S_MIN
+            self.on_contact(is_sound=has_lasted or any(not isinstance(each, Progress) for each in changes))
             self.pos, self.is_begun = changes[-1].pos, True
             # An Emit is answered by an event too: time has passed meanwhile.
             self.step((yield Emit(tuple(changes))))
@@ -267,11 +281,12 @@ class _Follower:
         ranked = self.routes.order(None, self.now)
         return next((address for address in ranked if address not in self.avoid), ranked[0])
 
-    def on_contact(self) -> None:
+    def on_contact(self, *, is_sound: bool = True) -> None:
         self.contact_at = self.now
-        self.round_count = 0
-        self.avoid.clear()
         self.tried.clear()
+        if is_sound:
+            self.round_count = 0
+            self.avoid.clear()
 
     def on_silence(self, address: str, what: str) -> None:
         self.tried[address] = what
@@ -284,16 +299,17 @@ class _Follower:
             raise error
         self.last_error = error
         self.avoid.add(where)
-        yield from self.pause(f"{where}: {error.detail}")
+        yield from self.pause()
 
     def next_round(self) -> WatchPlan:
         """Go to the next node at once, or pause if all were asked."""
         if self.avoid.issuperset(self.routes.addresses):
-            yield from self.pause("")
+            self.must_learn = True
+            yield from self.pause()
         else:
             self.give_up_if_over()
 
-    def pause(self, reason: str) -> WatchPlan:
+    def pause(self) -> WatchPlan:
         self.give_up_if_over()
         bound_s = min(BACKOFF_S_MAX, BACKOFF_S_MIN * (1 << min(self.round_count, 10)))
         self.round_count += 1

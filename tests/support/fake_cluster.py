@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 import msgpack
 
 from kvstore.placement import ShardMap, token_of
+from tests.support.fake_coordination import Coordination, seconds, txn_body
 
 SHARDS = 4
 
@@ -26,6 +28,7 @@ class Stored:
     create_revision: int
     version: int
     content_type: str | None = None
+    lease: str | None = None
 
 
 @dataclass
@@ -45,6 +48,7 @@ class Answer:
     content: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     raw: bytes | None = None
+    stream: Iterator[bytes] | None = None
 
 
 class Drop(Exception):
@@ -69,7 +73,10 @@ class FakeCluster:
         self.after: Fault | None = None
         """Runs when the request has been carried out: what it answers or drops comes too late."""
         self.health = "ok"
-        self.lock = threading.RLock()
+        self.coordination = Coordination(
+            lambda key, value: int(self._put(key, value)["revision"]), self._remove, self.map.shard_of
+        )
+        self.lock: Any = self.coordination.condition
         self.servers = [_Server(self, f"n{number + 1}") for number in range(node_count)]
         self.leaders = [self.servers[shard % node_count].name for shard in range(SHARDS)]
 
@@ -79,6 +86,7 @@ class FakeCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.coordination.stop()
         for server in self.servers:
             server.stop()
 
@@ -117,13 +125,55 @@ class FakeCluster:
         for pair in filter(None, query_text.split("&")):
             name, _, value = pair.partition("=")
             query[name] = unquote_to_bytes(value)
+        self.coordination.expire()
         if path.startswith("/v1/kv/"):
             return self._key(seen, unquote_to_bytes(path[len("/v1/kv/") :]), query)
         if path == "/v1/kv":
             return self._delete_range(seen, query) if seen.method == "DELETE" else self._scan(query)
         if path == "/v1/batch":
             return self._batch(seen)
-        return self._document(seen, path)
+        return self._coordinate(seen, path, query) or self._document(seen, path)
+
+    def _coordinate(self, seen: Seen, path: str, query: dict[str, bytes]) -> Answer | None:
+        made: Any
+        if path == "/v1/txn":
+            return self._once(seen, -2, lambda: self._txn(txn_body(seen.body)))
+        if path == "/v1/watch":
+            return Answer(200, stream=self.coordination.watch(query, self.lock))
+        if path.startswith("/v1/leases"):
+            made = self.coordination.lease_request(seen.method, path, seen.body, problem)
+        elif path.startswith(("/v1/locks/", "/v1/elections/")):
+            made = self.coordination.queue_request(seen.method, path, seen.headers, seen.body, problem)
+        else:
+            return None
+        return made if isinstance(made, Answer) else Answer(made[0], made[1])
+
+    def _txn(self, body: dict[str, Any]) -> Answer:
+        found = [
+            self.coordination.holds(
+                each, item(each["key"], self.keys[each["key"]]) if each["key"] in self.keys else None
+            )
+            for each in body["if"]
+        ]
+        succeeded = all(found)
+        results, revisions = [], {}
+        for op in body["then"] if succeeded else body["else"]:
+            key = op["key"]
+            shard = self.map.shard_of(key)
+            if op["op"] == "get":
+                stored = self.keys.get(key)
+                results.append({"status": 404} if stored is None else {"status": 200, **item(key, stored)})
+            elif op["op"] == "incr":
+                answer = self._incr(key, op)
+                if answer.status >= 400:
+                    return answer
+                results.append({**answer.content, "status": 200})
+            elif op["op"] == "delete":
+                results.append({**self._delete(key), "status": 200})
+            else:
+                results.append({**self._put(key, op["value"]), "status": 200})
+            revisions[str(int(shard))] = self.revisions[shard]
+        return Answer(200, {"succeeded": succeeded, "results": results, "revisions": revisions})
 
     def _key(self, seen: Seen, key: bytes, query: dict[str, bytes]) -> Answer:
         shard = self.map.shard_of(key)
@@ -134,6 +184,12 @@ class FakeCluster:
             return problem(421, "wrong-route", **fields)
         headers = {"KV-Shard": str(shard), "KV-Clock": str(self.clock_ms)}
         if seen.method == "GET":
+            known = seen.headers.get("if-none-match", "").strip('"')
+            until = time.monotonic() + (seconds(query["wait"].decode()) if "wait" in query else 0.0)
+            while "wait" in query and str(self.keys[key].revision if key in self.keys else 0) == known:
+                if time.monotonic() >= until:
+                    return Answer(304, None, headers, raw=b"")
+                self.coordination.condition.wait(0.01)
             return self._get(key, headers)
         answer = self._once(seen, shard, lambda: self._write(seen, key, query))
         answer.headers = headers | answer.headers
@@ -160,6 +216,10 @@ class FakeCluster:
             "KV-Create-Revision": str(found.create_revision),
             "Content-Type": found.content_type or "application/octet-stream",
         }
+        if found.lease is not None:
+            headers["KV-Lease"] = found.lease
+        if key in self.coordination.due:
+            headers["KV-TTL"] = f"{max(0.0, self.coordination.due[key] - time.monotonic()):.3f}"
         return Answer(200, None, headers, raw=found.value)
 
     def _write(self, seen: Seen, key: bytes, query: dict[str, bytes]) -> Answer:
@@ -174,23 +234,41 @@ class FakeCluster:
         if seen.method == "DELETE":
             content: dict[str, Any] = self._delete(key)
         else:
-            content = self._put(key, seen.body, seen.headers.get("content-type"))
+            lease = query["lease"].decode() if "lease" in query else None
+            if lease is not None and lease not in self.coordination.leases:
+                return problem(404, "lease-not-found")
+            content = self._put(key, seen.body, seen.headers.get("content-type"), lease)
+            if "ttl" in query:
+                self.coordination.due[key] = time.monotonic() + seconds(query["ttl"].decode())
         if query.get("prev") == b"1" and found is not None:
             content["prev"] = item(key, found)
         return Answer(201 if content.get("created") else 200, content)
 
-    def _put(self, key: bytes, value: bytes, content_type: str | None = None) -> dict[str, Any]:
+    def _put(
+        self, key: bytes, value: bytes, content_type: str | None = None, lease: str | None = None
+    ) -> dict[str, Any]:
         revision = self._next_revision(key)
         found = self.keys.get(key)
         created, version = (revision, 1) if found is None else (found.create_revision, found.version + 1)
-        self.keys[key] = Stored(value, revision, created, version, content_type)
+        self.keys[key] = Stored(value, revision, created, version, content_type, lease)
+        self.coordination.due.pop(key, None)
+        if lease is not None:
+            self.coordination.leases[lease].keys.add(key)
+        prev = None if found is None else item(key, found)
+        self.coordination.changed("put", key, value, revision, prev)
         return {"revision": revision, "version": version, "created": found is None}
 
-    def _delete(self, key: bytes) -> dict[str, Any]:
+    def _delete(self, key: bytes, kind: str = "delete") -> dict[str, Any]:
         if key not in self.keys:
             return {"deleted": 0, "revision": self.revisions[self.map.shard_of(key)]}
-        del self.keys[key]
-        return {"deleted": 1, "revision": self._next_revision(key)}
+        prev = item(key, self.keys.pop(key))
+        self.coordination.due.pop(key, None)
+        revision = self._next_revision(key)
+        self.coordination.changed(kind, key, None, revision, prev)
+        return {"deleted": 1, "revision": revision}
+
+    def _remove(self, key: bytes, kind: str) -> None:
+        self._delete(key, kind)
 
     def _incr(self, key: bytes, body: dict[str, Any]) -> Answer:
         found = self.keys.get(key)
@@ -228,7 +306,8 @@ class FakeCluster:
             for each in page:
                 del each["value"]
         cursor = str(at + limit) if at + limit < len(keys) else None
-        return Answer(200, {"items": page, "next": cursor, "count": len(page)})
+        pos = self.coordination.pos
+        return Answer(200, {"items": page, "next": cursor, "count": len(page), "pos": pos})
 
     def _delete_range(self, seen: Seen, query: dict[str, bytes]) -> Answer:
         keys = self._in_range(query)
@@ -307,7 +386,7 @@ def item(key: bytes, stored: Stored) -> dict[str, Any]:
         "revision": stored.revision,
         "create_revision": stored.create_revision,
         "version": stored.version,
-        "lease": None,
+        "lease": stored.lease,
     }
 
 
@@ -349,6 +428,9 @@ class _Handler(BaseHTTPRequestHandler):
         except Drop:
             self.close_connection = True
             return
+        if answer.stream is not None:
+            self._send_stream(answer.stream)
+            return
         kind = answer.headers.pop("Content-Type", None)
         if answer.raw is not None:
             payload, kind = answer.raw, kind or "application/octet-stream"
@@ -363,6 +445,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
+
+    def _send_stream(self, lines: Iterator[bytes]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            for line in lines:
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(line), line))
+        except OSError:
+            pass
 
     do_GET = do_PUT = do_POST = do_DELETE = handle_any
 
