@@ -115,7 +115,7 @@ class Coordination:
             operand = operand.encode()
         results = {"eq": actual == operand, "ne": actual != operand}
         if operator in results:
-            return results[operator]
+            return bool(results[operator])
         return bool({"lt": actual < operand, "le": actual <= operand,
                      "gt": actual > operand, "ge": actual >= operand}[operator])  # fmt: skip
 
