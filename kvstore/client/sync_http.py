@@ -17,8 +17,7 @@ IDLE_CONNECTIONS_MAX = 8
 IDLE_S_MAX = 60.0
 """A connection idle for longer is not used again: the server closes them after 75 s."""
 CHUNK_BYTES_MAX = 1 << 16
-CHUNK_S_MIN = 1.0
-"""How long the rest of a chunk may take whose first bytes have arrived."""
+CHUNK_HEAD_BYTES_MAX = 64
 
 
 class _Connection(http.client.HTTPConnection):
@@ -181,24 +180,38 @@ class Stream:
         self._connection = connection
         self._socket = held
         self._response = response
+        self._chunks = Chunks() if response.chunked else None
+        self._is_over = False
+        # From here on reads take what is there: waits happen before them.
+        held.settimeout(0.0)
 
     def receive(self, timeout_s: float) -> bytes | Failure:
         """Return some bytes, b"" at the end. Running out of time loses nothing."""
         deadline = time.monotonic() + timeout_s
         try:
-            if not self._wait(timeout_s):
-                return Failure(Fault.TIMED_OUT, f"nothing for {timeout_s:.3g} s")
-            # Something is there, and the server sends whole chunks: this does not wait in the ordinary case.
-            self._socket.settimeout(max(CHUNK_S_MIN, deadline - time.monotonic()))
-            return self._response.read1(CHUNK_BYTES_MAX)
+            while not self._is_over:
+                if not self._wait(deadline - time.monotonic()):
+                    return Failure(Fault.TIMED_OUT, f"nothing for {timeout_s:.3g} s")
+                # Not through the response: its reading of chunks waits for the next one's head, and is
+                # broken for good when it runs out of time there.
+                found = self._response.fp.read1(CHUNK_BYTES_MAX)
+                if self._chunks is None:
+                    self._is_over = not found
+                    return found
+                if not found:
+                    return Failure(Fault.LOST, "cut in the middle")
+                piece = self._chunks.feed(found)
+                self._is_over = self._chunks.is_over
+                if piece:
+                    return piece
+            return b""
         except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
             # What a socket closed by another thread raises depends on where it is caught.
             return Failure(Fault.LOST, _told(error))
 
     def _wait(self, timeout_s: float) -> bool:
-        """A wait that ended inside http.client would break its buffer, so it happens before."""
-        self._socket.settimeout(0.0)
-        if self._response.isclosed() or self._response.fp.peek(1):
+        """Whether there is something to read, or the end."""
+        if self._response.fp.peek(1):
             return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
@@ -210,6 +223,41 @@ class Stream:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._connection.close()
         self._response.close()
+
+
+class Chunks:
+    """Takes the framing off a body in chunks (RFC 9112, 7.1), from pieces of any length."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._left = 0
+        """Bytes of the present chunk that have not come yet."""
+        self._is_inside = False
+        """The end of the present chunk's data has not been passed yet."""
+        self.is_over = False
+
+    def feed(self, piece: bytes) -> bytes:
+        """Return the data in it. Raises ValueError for what is no chunk."""
+        self._rest += piece
+        found = []
+        while not self.is_over:
+            data, self._rest = self._rest[: self._left], self._rest[self._left :]
+            self._left -= len(data)
+            found.append(data)
+            if self._left:
+                break
+            if self._is_inside:
+                if len(self._rest) < 2:
+                    break
+                self._rest, self._is_inside = self._rest[2:], False
+            head, end, rest = self._rest.partition(b"\r\n")
+            if not end:
+                if len(head) > CHUNK_HEAD_BYTES_MAX:
+                    raise ValueError("no chunk")
+                break
+            self._left, self._rest, self._is_inside = int(head.partition(b";")[0], 16), rest, True
+            self.is_over = self._left == 0
+        return b"".join(found)
 
 
 def _allow(connection: _Connection, deadline: float) -> None:
