@@ -211,15 +211,22 @@ class SimCluster:
         headers: dict[str, str],
         body: bytes,
         done: Callable[[Response | None], None],
-    ) -> None:
+    ) -> Request | None:
         """Ask one node; `done(None)` when it is down and nobody answers."""
         process = self.processes.get(name)
         if process is None:
             done(None)
-            return
+            return None
         sink = Sink(lambda response: process.runtime.when_done(done, response))
         request = Request(method, target, CIMultiDictProxy(CIMultiDict(headers)), body, "10.0.0.9", sink)
         process.runtime.call_soon(process.api.handle, request)
+        return request
+
+    def hang_up(self, name: NodeId, request: Request | None) -> None:
+        """The caller closes its connection."""
+        process = self.processes.get(name)
+        if process is not None and request is not None:
+            process.runtime.call_soon(lambda: request.on_gone() if request.on_gone is not None else None)
 
     # ---- looking inside --------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import msgspec
 from kvstore.config import Config
 from kvstore.errors import Fatal
 from kvstore.node.replica import Replica
-from kvstore.node.requests import Response
+from kvstore.node.requests import Request, Response
 from kvstore.raft.messages import Message
 from kvstore.types import NodeId, ShardId
 from kvstore.wire import peer
@@ -54,6 +54,7 @@ class Pending:
     def __init__(self) -> None:
         self.is_done = False
         self.response: Response | None = None
+        self.request: Request | None = None
 
     def settle(self, response: Response | None) -> None:
         self.is_done, self.response = True, response
@@ -240,7 +241,7 @@ class Script:
         self, name: NodeId, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> Pending:
         pending = Pending()
-        self.cluster.request(name, method, target, headers or {}, body, pending.settle)
+        pending.request = self.cluster.request(name, method, target, headers or {}, body, pending.settle)
         return pending
 
     def ask(
