@@ -273,7 +273,7 @@ def judge(outcome: Outcome) -> None:
     outcome.reasons += outcome.troubles
     outcome.reasons += _toothless(outcome.plan.nemeses, outcome.faults)
     failed = [item for item in outcome.history if item.invoked >= _begin_of(outcome, "final reads")]
-    unread = sum(item.outcome != "ok" for item in failed)
+    unread = sum(item.outcome not in ("ok", "conflict") for item in failed)
     if unread:
         outcome.reasons.append(f"{unread} of {len(failed)} final reads got no answer")
 

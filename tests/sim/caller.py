@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from chaos.history import Outcome
-from kvstore.node.requests import Response
+from kvstore.node.requests import Request, Response
 from kvstore.types import NodeId, ShardId
 from tests.sim.cluster import SimCluster
 
@@ -128,6 +128,13 @@ class Attempt:
         self.is_over = False
         self.was_unknown = False
         self.node = NodeId("")
+        self._request: Request | None = None
+
+    def hang_up(self) -> None:
+        """Close the connection, and ask no more."""
+        if not self.is_over:
+            self.caller.cluster.hang_up(self.node, self._request)
+            self._end("unknown", None)
 
     def send(self) -> None:
         caller, world = self.caller, self.caller.world
@@ -148,7 +155,9 @@ class Attempt:
             caller.world.after(delay, self._on_answer, response, number)
 
         headers = ask.headers | {"KV-Timeout": f"{int(ATTEMPT_S * 1000)}ms"}
-        caller.cluster.request(node, ask.method, ask.target, headers, ask.body, answered)
+        request = caller.cluster.request(node, ask.method, ask.target, headers, ask.body, answered)
+        if number == self.number:
+            self._request = request
 
     def _on_answer(self, response: Response | None, number: int) -> None:
         if self.is_over or number != self.number:

@@ -43,6 +43,7 @@ STATES = (
     "read at a follower",
     "forwarded write",
     "log cut",
+    "lock granted",
 )
 
 

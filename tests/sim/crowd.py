@@ -18,6 +18,7 @@ from tests.sim.caller import Caller
 from tests.sim.clients import Client
 from tests.sim.cluster import SimCluster
 from tests.sim.group_clients import GroupClient
+from tests.sim.lock_clients import LockClient
 
 
 class Stage(NamedTuple):
@@ -73,7 +74,23 @@ def groups(stage: Stage) -> Sequence[Caller]:
     ]
 
 
-KINDS: tuple[Callable[[Stage], Sequence[Caller]], ...] = (registers, groups)
+def locks(stage: Stage) -> Sequence[Caller]:
+    """Some that want the same few locks."""
+    dice = stage.dice_of("locks")
+    if dice.random() < 0.5:
+        return ()
+    names = [f"lock{number}" for number in range(dice.choice((1, 2)))]
+    clients = [
+        LockClient(stage.cluster, number, Random(f"{stage.cluster.world.seed}/lock/{number}"), names)
+        for number in (30, 31, 32, 33)
+    ]
+    clients[0].crowd = clients
+    for client in clients:
+        client.late_share = 0.1
+    return clients
+
+
+KINDS: tuple[Callable[[Stage], Sequence[Caller]], ...] = (registers, groups, locks)
 
 
 def gather(stage: Stage) -> list[Caller]:
