@@ -6,12 +6,23 @@ from collections.abc import Callable
 from typing import Final
 
 from kvstore.errors import Fatal
-from kvstore.store import commands, expiry, lock_queue, mvcc, transactions
+from kvstore.store import (
+    commands,
+    expiry,
+    lease_commands,
+    lease_ends,
+    leases,
+    lock_queue,
+    mvcc,
+    transactions,
+)
 from kvstore.store.draft import Draft
 from kvstore.store.results import Result
 
 APPLY: Final[dict[int, Callable[[Draft, commands.Op], Result]]] = {
     **mvcc.APPLY,
+    **leases.APPLY,
+    lease_commands.ENDED: lease_ends.apply_ended,
     **lock_queue.APPLY,
     **transactions.APPLY,
     commands.EXPIRE: expiry.apply_expire,

@@ -12,13 +12,15 @@ the request, and travels from there to every tablet as the same bytes: the leade
 | DELETE_RANGE | `[4, start, end or None]` or `[4, start, end or None, options]` |
 | LIMITS | `[5, [numbers of StoreLimits]]` |
 | EXPIRE | `[6, term, limit]`, see `expiry` |
+| 7 to 12 | see `lease_commands` |
 | 16 to 20 | see `txn_commands` |
 | 24 to 26 | see `lock_commands` |
 
 Options are a map of short names: `content_type: str`, `if_revision: int` (0: must be absent),
-`if_absent: True`, `if_present: True`, `prev: True` (give back what was replaced), `lease: bytes`,
-`ttl_ms: int` (the key expires so long after the entry's shard clock); a range delete knows `limit: int`
-(most keys to delete, in key order).
+`if_absent: True`, `if_present: True`, `prev: True` (give back what was replaced), `ttl_ms: int` (the key
+expires so long after the entry's shard clock), `lease: bytes` (its id; if the lease lives on another shard
+also `lease_generation: int`, 0 for none, and the not-after `lease_until_ms: int`, see `leases`); a range
+delete knows `limit: int` (most keys to delete, in key order).
 
 Codes and shapes are disk and wire format: they only grow. Apply trusts what is in an entry, so whoever
 takes bytes from outside must pass them through `check` first.
@@ -32,7 +34,7 @@ from typing import Any, Final
 import msgspec
 
 from kvstore.errors import InvalidArgument
-from kvstore.store import lock_commands, txn_commands
+from kvstore.store import lease_commands, lock_commands, txn_commands
 from kvstore.store.limits import StoreLimits
 
 PUT: Final = 1
@@ -42,18 +44,16 @@ DELETE_RANGE: Final = 4
 LIMITS: Final = 5
 EXPIRE: Final = 6
 
-_SHRINKING: Final = frozenset(
-    (
-        DELETE,
-        DELETE_RANGE,
-        EXPIRE,
-        txn_commands.DECIDE,
-        txn_commands.ASK,
-        txn_commands.FINISH,
-        lock_commands.LEAVE,
-        lock_commands.RENEW,
-    )
-)
+_SHRINKING: Final = lease_commands.SHRINKING | {
+    DELETE,
+    DELETE_RANGE,
+    EXPIRE,
+    txn_commands.DECIDE,
+    txn_commands.ASK,
+    txn_commands.FINISH,
+    lock_commands.LEAVE,
+    lock_commands.RENEW,
+}
 """What a nearly full disk still takes. What is locked must be let go, or it can never be deleted."""
 
 INT64_MIN: Final = -(1 << 63)
@@ -225,6 +225,9 @@ _OPTION_KINDS: Final[dict[str, type]] = {
     "prev": bool,
     "limit": int,
     "ttl_ms": int,
+    "lease": bytes,
+    "lease_generation": int,
+    "lease_until_ms": int,
 }
 
 
@@ -245,11 +248,36 @@ def _options_fault(options: Any, known: tuple[str, ...]) -> str | None:
     return None
 
 
+_PUT_OPTIONS: Final = (
+    "content_type",
+    "if_revision",
+    "if_absent",
+    "if_present",
+    "prev",
+    "ttl_ms",
+    "lease",
+    "lease_generation",
+    "lease_until_ms",
+)
+
+
 def _put_fault(op: Op) -> str | None:
     if len(op) not in (3, 4) or not _is_key(op[1]) or not isinstance(op[2], bytes):
         return "expected [1, key, value, options]"
-    known = ("content_type", "if_revision", "if_absent", "if_present", "prev", "ttl_ms")
-    return _options_fault(op[3], known) if len(op) == 4 else None
+    return _options_fault(op[3], _PUT_OPTIONS) or _lease_fault(op[3]) if len(op) == 4 else None
+
+
+def _lease_fault(options: Any) -> str | None:
+    if not options:
+        return None
+    if "lease" not in options:
+        is_odd = "lease_generation" in options or "lease_until_ms" in options
+        return "what is said about a lease needs its id" if is_odd else None
+    if not 0 < len(options["lease"]) <= lease_commands.ID_BYTES_MAX:
+        return f"a lease's id has 1 to {lease_commands.ID_BYTES_MAX} bytes"
+    if options.get("lease_generation") and "lease_until_ms" not in options:
+        return "a lease of another shard needs a not-after"
+    return None
 
 
 def _delete_fault(op: Op) -> str | None:
@@ -299,6 +327,7 @@ _CHECKS: Final = {
     DELETE_RANGE: _delete_range_fault,
     LIMITS: _limits_fault,
     EXPIRE: _expire_fault,
+    **lease_commands.CHECKS,
     **lock_commands.CHECKS,
     **txn_commands.checks({PUT: _put_fault, DELETE: _delete_fault, INCR: _incr_fault}, _check_identity),
 }

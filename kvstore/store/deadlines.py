@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 KEY: Final = 1
 """Subject: the key. It is removed."""
+LEASE: Final = 2
+"""Subject: the lease's id. It ends."""
+LEASE_MARK: Final = 3
+"""Subject: the rest of an end mark's record key. The mark is removed."""
 TXN_MARK: Final = 4
 """Subject: the id of a transaction that is over. What the tablet remembers of it is removed."""
 LOCK_ENTRY: Final = 5

@@ -19,6 +19,7 @@ from kvstore.store.deadlines import Deadlines
 from kvstore.store.engine import Engine
 from kvstore.store.heads import RECORD_BYTES_MAX
 from kvstore.store.intents import Intents
+from kvstore.store.lease_hints import Ends
 from kvstore.store.limits import StoreLimits
 from kvstore.store.records import INLINE_BYTES_MAX, SAME_REVISION, Meta
 
@@ -41,7 +42,9 @@ class Draft:
         "clock_ms",
         "compacted",
         "deadlines",
+        "ends",
         "engine",
+        "has_refused",
         "heads",
         "intents",
         "key_count",
@@ -67,6 +70,7 @@ class Draft:
         intents: Intents,
         sessions: Sessions,
         find_head: Callable[[bytes], bytes | None] | None = None,
+        ends: Ends | None = None,
     ) -> None:
         self.engine = engine
         self._find_head = find_head
@@ -74,6 +78,9 @@ class Draft:
         self.deadlines = deadlines
         self.intents = intents
         self.sessions = sessions
+        self.ends = Ends(engine) if ends is None else ends
+        self.has_refused = False
+        """An op answered REFUSED: its result must not be kept."""
         self.term = 0
         """Of the entry at hand."""
         self.revision = meta.revision

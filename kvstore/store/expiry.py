@@ -13,7 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from kvstore.store import commands, deadlines, keys, lock_queue, mvcc, transactions
+from kvstore.store import (
+    commands,
+    deadlines,
+    keys,
+    lease_ends,
+    leases,
+    lock_queue,
+    mvcc,
+    transactions,
+)
 from kvstore.store.draft import Draft
 from kvstore.store.records import CHANGE_EXPIRE
 from kvstore.store.results import OK, Result
@@ -59,6 +68,8 @@ def _expire_key(draft: Draft, due_ms: int, key: bytes) -> bool:
 
 _HANDLERS: Final[dict[int, Handler]] = {
     deadlines.KEY: _expire_key,
+    deadlines.LEASE: leases.expire,
+    deadlines.LEASE_MARK: lease_ends.expire_mark,
     deadlines.LOCK_ENTRY: lock_queue.expire_entry,
     deadlines.LOCK_MARK: lock_queue.expire_mark,
     deadlines.TXN_MARK: transactions.expire_mark,

@@ -18,6 +18,8 @@
 | `p` txid | a transaction that was prepared, committed or refused here (`intents`) |
 | `x` key | who holds the key until their transactions are decided (`intents`) |
 
+| `l`, `k`, `n` | leases, the keys of their grants, and end marks (`leases`) |
+
 Numbers are 8 bytes big-endian, so that they sort. Marks of a key follow each other newest first. In `v`
 keys a key's 0x00 bytes become 0x00 0xff and the key ends with 0x00 0x00, so that no key's marks lie among
 those of a key that it is a prefix of, and the order is that of the keys.
@@ -50,6 +52,15 @@ TXN: Final = b"p"
 TXN_END: Final = b"q"
 LOCK: Final = b"x"
 LOCK_END: Final = b"y"
+LEASE: Final = b"l\x00"
+LEASE_END: Final = b"l\x01"
+LEASE_GENERATION: Final = b"l\x02"
+ENDED_GRANT: Final = b"l\x03"
+ENDED_GRANT_END: Final = b"l\x04"
+LEASED_KEY: Final = b"k"
+LEASE_MARK: Final = b"n"
+HOME_SHARD: Final = (1 << 32) - 1
+"""In registrations: the home shard itself, whose number its tablet does not know."""
 
 REVISION_MAX: Final = (1 << 63) - 1
 _ALL_ONES: Final = (1 << 64) - 1
@@ -132,3 +143,33 @@ def queue(name: bytes) -> bytes:
 
 def claim_mark(name: bytes, claim: bytes) -> bytes:
     return b"u" + queue_subject(name, claim)
+
+
+def lease(lease_id: bytes) -> bytes:
+    return LEASE + lease_id
+
+
+def lease_shards_of(generation: int) -> bytes:
+    """Prefix of the shards that are registered for a grant."""
+    return b"l\x01" + number(generation)
+
+
+def lease_shard(generation: int, shard: int) -> bytes:
+    return b"l\x01%b%b" % (number(generation), shard.to_bytes(4, "big"))
+
+
+def ended_grant(generation: int) -> bytes:
+    return ENDED_GRANT + number(generation)
+
+
+def leased_keys_of(lease_id: bytes, generation: int) -> bytes:
+    """Prefix, and lower end, of all keys of a grant."""
+    return b"k%c%b%b" % (len(lease_id), lease_id, number(generation))
+
+
+def leased_key(lease_id: bytes, generation: bytes, key: bytes) -> bytes:
+    return b"k%c%b%b%b" % (len(lease_id), lease_id, generation, key)
+
+
+def lease_mark(lease_id: bytes, generation: int) -> bytes:
+    return b"n%c%b%b" % (len(lease_id), lease_id, number(generation))

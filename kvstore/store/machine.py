@@ -33,6 +33,7 @@ from kvstore.store.draft import Draft
 from kvstore.store.engine import Engine, Engines
 from kvstore.store.heads import HeadBudget, Heads
 from kvstore.store.intents import Intents
+from kvstore.store.lease_hints import Ends
 from kvstore.store.limits import StoreLimits
 from kvstore.store.records import CHANGE_FIELDS, Meta
 from kvstore.store.results import CommandResult
@@ -64,6 +65,7 @@ class Machine:
         self._deadlines = Deadlines(engine)
         self.intents = Intents(engine)
         """Only to look at: which keys are held, and which transactions are open."""
+        self._ends = Ends(engine)
         self._failure: str | None = None
         meta, configuration, stored_limits = engine.get_many([keys.META, keys.CONFIGURATION, keys.LIMITS])
         self.is_empty = meta is None
@@ -106,6 +108,11 @@ class Machine:
         return self._deadlines.next_ms
 
     @property
+    def has_lease_ends(self) -> bool:
+        """Leases of this shard have ended, and other shards may still hold keys of theirs."""
+        return self._ends.open_count > 0
+
+    @property
     def key_count(self) -> int:
         return self._meta.key_count
 
@@ -143,7 +150,9 @@ class Machine:
             if heads.is_cold:
                 heads.fetch(mvcc.heads_of(payloads))
             mirrors = (self._deadlines, self.intents, self._sessions)
-            draft = Draft(self._engine, self._meta, self.limits, heads.young, *mirrors, heads.find)
+            draft = Draft(
+                self._engine, self._meta, self.limits, heads.young, *mirrors, heads.find, self._ends
+            )
             results = []
             for entry, payload in zip(entries, payloads, strict=True):
                 draft.term = entry.term
@@ -186,6 +195,7 @@ class Machine:
         self._compaction.reset()
         self._deadlines.reset()
         self.intents.reset()
+        self._ends.reset()
         if isinstance(error, DiskFull):
             return
         span = f"entries {entries[0].index} to {entries[-1].index}"

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kvstore.store import commands, deadlines, keys, records
+from kvstore.store import commands, deadlines, keys, leases, records
 from kvstore.store.draft import Draft
 from kvstore.store.heads import RECORD_BYTES_MAX
 from kvstore.store.limits import StoreLimits
@@ -111,6 +111,8 @@ def detach(draft: Draft, key: bytes, old: bytes) -> None:
     _, attributes = records.value_and_attributes(old)
     if attributes.deadline_ms is not None:
         deadlines.remove_deadline(draft, attributes.deadline_ms, deadlines.KEY, key)
+    if attributes.lease is not None:
+        leases.detach(draft, attributes.lease, key)
 
 
 def write_head(
@@ -132,6 +134,8 @@ def write_head(
     draft.set_head(b"h" + key, records.pack_head(revision, create_revision, version, value, attributes))
     if attributes.deadline_ms is not None:
         deadlines.set_deadline(draft, attributes.deadline_ms, deadlines.KEY, key)
+    if attributes.lease is not None:
+        leases.attach(draft, attributes.lease, key)
     draft.changes.extend((key, replaced, CHANGE_PUT | flag, kept))
     return revision, version
 
@@ -143,19 +147,23 @@ def _apply_put(draft: Draft, op: commands.Op) -> Result:
     refusal = _refusal(old, options)
     if refusal is not None:
         return refusal
-    attributes = _attributes_of(draft, options)
+    lease: bytes | None = None
+    if "lease" in options:
+        lease, refusal = leases.claim(draft, options)
+        if refusal is not None:
+            return refusal
+    attributes = _attributes_of(draft, options, lease)
     revision, version = write_head(draft, key, old, value, attributes)
     prev = records.item(old) if old is not None and options.get("prev") else None
     return [OK, revision, version, old is None, prev]
 
 
-def _attributes_of(draft: Draft, options: dict[str, Any]) -> Attributes:
+def _attributes_of(draft: Draft, options: dict[str, Any], lease: bytes | None) -> Attributes:
     if not options:
         return NO_ATTRIBUTES
     ttl_ms = options.get("ttl_ms")
-    return Attributes(
-        options.get("content_type") or None, None, None if ttl_ms is None else draft.clock_ms + ttl_ms
-    )
+    deadline_ms = None if ttl_ms is None else draft.clock_ms + ttl_ms
+    return Attributes(options.get("content_type") or None, lease, deadline_ms)
 
 
 def _apply_delete(draft: Draft, op: commands.Op) -> Result:

@@ -12,6 +12,13 @@ None: while it exists |
 | `["changes", from revision, options]` | `[[[revision, kind, key, item or None], ...], next revision]` |
 | `["claim", lock name, claim]` | None: no entry, or `[its fence, 0 while it waits]` |
 | `["holder", lock name]` | None, or `[value, fence, due clock, how many wait]` |
+| `["lease", id, shard or None]` | None, or `[generation, ttl_ms, deadline_ms, shard is registered]` |
+| `["leases", [id, ...]]` | for each id None, or `[generation, ttl_ms, deadline_ms]` |
+| `["lease_list", after id, limit]` | `[[[id, ttl_ms, deadline_ms], ...], more]` |
+| `["lease_shards", generation]` | shards that are registered for the grant |
+| `["lease_keys", id, generation, after key, limit]` | `[[key, ...], more]` |
+| `["lease_ends", after generation, limit]` | `[[generation, id, kind, [shard, ...]], ...]` |
+| `["clock"]` | None: for the clock that every answer carries |
 | `["info"]` | a map of the tablet's counters |
 
 Ranges are start <= key < end in byte order; `end` None: to the last key. Options, all of them optional:
@@ -32,7 +39,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from kvstore.errors import Compacted, Corrupt, InvalidArgument, RevisionInFuture
-from kvstore.store import keys, lock_queue, records
+from kvstore.store import keys, lease_queries, lock_queue, records
 from kvstore.store.engine import Engine
 from kvstore.store.records import HEAD_BYTES, Change, Meta, unpack_head
 
@@ -273,4 +280,5 @@ _QUERIES: Final[dict[str, Callable[..., Any]]] = {
     "claim": _claim,
     "holder": _holder,
     "info": _info,
+    **lease_queries.QUERIES,
 }

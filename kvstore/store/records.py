@@ -46,6 +46,7 @@ class Attributes(NamedTuple):
 
     content_type: str | None = None
     lease: bytes | None = None
+    """8 bytes of generation, then the id."""
     deadline_ms: int | None = None
 
 
@@ -77,8 +78,9 @@ def item(record: bytes) -> Item:
     flags, revision, create_revision, version = HEAD.unpack_from(record)
     if not flags:
         return [record[HEAD_BYTES:], revision, create_revision, version, None, None, None]
-    value, attributes = value_and_attributes(record)
-    return [value, revision, create_revision, version, *attributes]
+    value, (content_type, lease, deadline_ms) = value_and_attributes(record)
+    lease_id = None if lease is None else lease[8:]
+    return [value, revision, create_revision, version, content_type, lease_id, deadline_ms]
 
 
 def pack_change(clock_ms: int, last_revision: int, others: list[bytes], changes: list[Any]) -> bytes:

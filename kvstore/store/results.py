@@ -15,7 +15,8 @@
 | SESSION_CAP | `[6]` no room for a new session |
 | OK lock ops | `[0, holds, fence of the holder, ms left of the entry]`, see `lock_queue` |
 | LOCK_LOST | `[9]` this claim on a lock has no entry (any more) |
-| REFUSED | `[10]`, of a lock `[10, floor]`: too late or too far ahead: build it anew, above the floor |
+| LEASE_NOT_FOUND | `[8]` there is no such lease (any more) |
+| REFUSED | `[10]`, of a lock `[10, floor]`: too late or too far ahead: build it anew. Not kept by sessions |
 | QUEUE_FULL | `[20, entries]` the lock's queue takes no more |
 | LOCKED | `[7]` a transaction holds a key of the command: nothing of it happened, and no session keeps this |
 | TXN_FAILED | `[11, index in the branch, the op's result, succeeded]` nothing of the transaction happened |
@@ -39,6 +40,7 @@ from kvstore.errors import (
     Conflict,
     IdempotencyMismatch,
     KvError,
+    LeaseNotFound,
     LockLost,
     NotANumber,
     OutcomeUnknown,
@@ -56,6 +58,7 @@ SESSION_UNKNOWN: Final = 4
 IDENTITY_MISMATCH: Final = 5
 SESSION_CAP: Final = 6
 LOCKED: Final = 7
+LEASE_NOT_FOUND: Final = 8
 LOCK_LOST: Final = 9
 REFUSED: Final = 10
 TXN_FAILED: Final = 11
@@ -98,6 +101,8 @@ def error_of(result: Result) -> KvError | None:
             return Overloaded("no room for a new session on this shard", retry_after=1)
         case 7:
             return TxnConflict("a transaction holds a key of this request")
+        case 8:
+            return LeaseNotFound("there is no such lease; it may have expired")
         case 9:
             return LockLost("nobody holds or waits by this token: it was given back, or its time ran out")
         case 11:

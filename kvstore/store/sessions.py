@@ -27,6 +27,7 @@ from kvstore.store.engine import Engine
 from kvstore.store.records import SessionHeader
 from kvstore.store.results import (
     IDENTITY_MISMATCH,
+    REFUSED,
     SESSION_CAP,
     SESSION_UNKNOWN,
     CommandResult,
@@ -105,8 +106,11 @@ class Sessions:
             if not self._has_room(draft, principal):
                 return _all(SESSION_CAP, ops)
             self._create(draft, session_id, session)
+        draft.has_refused = False
         results = apply_ops(draft, ops)
-        self._keep(draft, session_id, session, sequence, body_hash, [[first_index, results]])
+        runs = [[first_index, results]] if not draft.has_refused else _runs(_final(results, first_index))
+        if runs:
+            self._keep(draft, session_id, session, sequence, body_hash, runs)
         self._settle(draft, session_id, session, acked_below, sequence)
         return CommandResult(False, results)
 
@@ -129,12 +133,16 @@ class Sessions:
         if is_stale:
             fresh: dict[int, Result] = {index: [SESSION_UNKNOWN] for index in missing}
         else:
+            draft.has_refused = False
             to_do = [ops[index - first_index] for index in missing]
             if draft.intents.locks and draft.intents.meets(draft, to_do):
                 return draft.intents.locked(ops)
             executed = apply_ops(draft, to_do)
             fresh = dict(zip(missing, executed, strict=True))
-            runs = _runs(known | fresh)
+            final = fresh
+            if draft.has_refused:
+                final = {index: result for index, result in fresh.items() if result[0] != REFUSED}
+            runs = _runs(known | final)
             self._keep(draft, session_id, session, sequence, kept_hash or body_hash, runs)
         self._settle(draft, session_id, session, acked_below, sequence)
         known |= fresh
@@ -327,6 +335,11 @@ class Sessions:
         draft.writes[keys.session(session_id)] = None
         # Stays as the mirror of nothing: until the draft is written the engine still has the session.
         self._mirrors[session_id] = Session(b"")
+
+
+def _final(results: list[Result], first_index: int) -> dict[int, Result]:
+    """Results by index, without those that say to try again."""
+    return {first_index + at: result for at, result in enumerate(results) if result[0] != REFUSED}
 
 
 def _all(code: int, ops: list[Any]) -> CommandResult:
