@@ -66,10 +66,10 @@ class Limits(Section, frozen=True):
     ] = 315_360_000_000
     connections_max: Annotated[
         Count, Meta(description="client connections; at the cap the slowest unfinished request goes first")
-    ] = 8192
+    ] = 16_384
     connections_per_address_max: Annotated[
         Count, Meta(description="client connections from one address, so that one caller leaves room")
-    ] = 4096
+    ] = 14_336
     shard_queue_ops_max: Annotated[
         Count, Meta(description="commands a shard holds before it answers 429; bounds the wait of the last")
     ] = 20_000
@@ -84,6 +84,9 @@ class Limits(Section, frozen=True):
     ] = 256 * KIB
     scan_page_items: Annotated[Count, Meta(description="items of one scan answer; more by cursor")] = 1000
     scan_page_bytes: Annotated[Bytes, Meta(description="bytes of keys and values of one scan answer")] = MIB
+    watchers_max: Annotated[Count, Meta(description="open watches on this node before it answers 429")] = (
+        12_000
+    )
     waiting_reads_max: Annotated[
         Count, Meta(description="long polls and other waiting reads on this node before it answers 429")
     ] = 10_000

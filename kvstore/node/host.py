@@ -79,6 +79,8 @@ class Host:
             peer.BeatReply: self.beats.on_reply,
         }
         """What to do with each kind of peer message; the router and the snapshots add theirs."""
+        self.on_applied: dict[ShardId, Callable[[], None]] = {}
+        """Whom to tell that a shard's replica here may have applied something."""
         self.on_role_change: Callable[[Replica], None] = lambda replica: None
         self.on_halt: Callable[[Replica, str, bool], None] = lambda replica, reason, is_lost: None
         self.on_snapshot_offer: Callable[[Replica, SnapshotOffer], None] = lambda replica, offer: None
@@ -337,6 +339,10 @@ class Host:
             return
         if replica.reads_indexed:
             replica.answer_indexed_reads()
+        if self.on_applied:
+            told = self.on_applied.get(replica.shard)
+            if told is not None:
+                told()
         if replica.damage is not None:
             self.halt(replica, f"read failed: {replica.damage}")
             return

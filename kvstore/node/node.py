@@ -38,6 +38,7 @@ from kvstore.node.settings_of import (
 from kvstore.node.snapshot_host import SnapshotHost
 from kvstore.node.status import Status
 from kvstore.node.tablets import Opened, Tablets
+from kvstore.node.watch import Watches
 from kvstore.placement import Member, ShardMap, place
 from kvstore.store.engine import Engine, Engines
 from kvstore.store.heads import HeadBudget
@@ -93,6 +94,9 @@ class Node:
         self.shard_map = ShardMap(config.shards)
         self._head_budget = HeadBudget(HEADS_KEPT)
         self.router = Router(self.host, transport, self.shard_map, config.limits.waiting_reads_max)
+        self.watches = Watches(
+            self.router, self.router.shards, self.host.on_applied, runtime, config.limits.watchers_max
+        )
         self.keeper = Keeper(
             self.host, self.wal, files, data, keeper_settings(config), self.router.set_read_only
         )

@@ -148,7 +148,8 @@ class Router:
         *,
         is_forwarded: bool,
     ) -> Call | None:
-        if len(self._waits) >= self.waits_max:
+        # Feeds are few, at most one for each shard and node, and many depend on each.
+        if len(self._waits) >= self.waits_max and query[0] != "changes":
             detail = f"{len(self._waits)} reads wait on this node already"
             done(None, Overloaded(detail, limit="waiting_reads_max", retry_after=1))
             return None
@@ -190,6 +191,11 @@ class Router:
         self.waits_max = 0
         for call in list(self._waits):
             call.fail(Unavailable("this node stops: ask another", retry_after=0))
+
+    def local(self, shard: ShardId) -> Replica | None:
+        """The replica on this node, if its state is worth a read: who is still being copied to has none."""
+        replica = self._host.replicas.get(shard)
+        return replica if replica is not None and replica.core.is_voter else None
 
     def leader_node(self, shard: ShardId) -> NodeId | None:
         """The node that leads the shard as far as this one knows."""
@@ -251,9 +257,8 @@ class Router:
         return True
 
     def _serve_stale(self, call: Call, max_staleness_s: float | None) -> bool:
-        replica = self._host.replicas.get(call.shard)
-        # Who is still being copied to has no state worth a read, however often its leader is heard.
-        if replica is None or not replica.core.is_voter:
+        replica = self.local(call.shard)
+        if replica is None:
             return False
         if replica.has_applied_all and self._host.holds_lease(replica):
             age = 0.0

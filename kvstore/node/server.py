@@ -72,7 +72,7 @@ class Server:
             on_link=lambda node, is_up: self._node.greet(node) if is_up else None,
         )
         self._node = self._make_node()
-        api = Api(self._node.router, NodeView(self._node, self._links), config, self._runtime)
+        api = Api(self._node.router, NodeView(self._node, self._links), config, self._runtime, self._node.watches)
         self._http = HttpServer(api.handle, _http_limits(config), api.body_limit, api.refusal)
         api.metrics.on_scrape(scraper(api.metrics, self._node, self._links, self._http))
 
@@ -168,6 +168,7 @@ class Server:
         log.info("node %s is stopping", self._me)
         self._node.hand_over()
         await asyncio.sleep(HAND_OVER_S if self._node.host.peers else 0)
+        self._node.watches.stop()
         self._node.router.end_waits()
         await self._http.stop(self._config.timeouts.stop_s)
         self._node.stop()

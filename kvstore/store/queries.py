@@ -9,7 +9,7 @@ None: while it exists |
 | `["gets", [key, ...]]` | for each key None or an item, at the newest revision |
 | `["scan", start, end or None, options]` | `[[[key, *item], ...], more, revision, last key or None]` |
 | `["count", start, end or None, options]` | `[count, more, revision, last key or None]` |
-| `["changes", from revision, options]` | `[[[revision, kind, key, item or None], ...], next revision]` |
+| `["changes", from revision, options]` | `[[[revision, kind, key, item, prev, before, after], ...], next revision]` |
 | `["claim", lock name, claim]` | None: no entry, or `[its fence, 0 while it waits]` |
 | `["holder", lock name]` | None, or `[value, fence, due clock, how many wait]` |
 | `["lease", id, shard or None]` | None, or `[generation, ttl_ms, deadline_ms, shard is registered]` |
@@ -28,7 +28,10 @@ this key), `limit` (keys; at most `KEYS_MAX`), `bytes` (of keys and values; at l
 `after` = last key and `revision` = the answer's, so that all pages show one snapshot.
 
 Items of a `changes` answer are the key's version of that change, None for deletions; kinds are those of
-`records`: 0 put, 1 deleted, 2 expired.
+`records`: 0 put, 1 deleted, 2 expired. `prev` is what was replaced if the option `prev` asks for it, else
+None. `before` and `after` count the other changes of the same revision, of any key. Options: `keys` and
+`prefixes` (only changes of these keys and below these prefixes), `limit` (changes looked at), `bytes` (of
+values given out), both to the end of the revision at hand.
 
 Raises: Compacted for revisions below the tablet's `compacted`, RevisionInFuture above its newest.
 """
@@ -39,7 +42,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from kvstore.errors import Compacted, Corrupt, InvalidArgument, RevisionInFuture
-from kvstore.store import keys, lease_queries, lock_queue, records
+from kvstore.store import changes, keys, lease_queries, lock_queue, records
 from kvstore.store.engine import Engine
 from kvstore.store.records import HEAD_BYTES, Change, Meta, unpack_head
 
@@ -47,7 +50,6 @@ KEYS_MAX: Final = 10_000
 """Keys one scan looks at; a count may look at `COUNT_KEYS_MAX`."""
 BYTES_MAX: Final = 16 << 20
 COUNT_KEYS_MAX: Final = 100_000
-CHANGES_MAX: Final = 1_000
 _STEPS_BEFORE_SEEK: Final = 8
 """A step costs 0.25 us and a seek 4: skipping more marks than this is cheaper by seek."""
 
@@ -231,30 +233,9 @@ def _marked_keys(engine: Engine, start: bytes, end: bytes | None, reverse: bool)
 def _changes(engine: Engine, meta: Meta, from_revision: int, options: Options) -> list[Any]:
     if from_revision < meta.compacted:
         _readable(meta, from_revision)
-    if from_revision > meta.revision:
-        return [[], from_revision]
-    limit = min(options.get("limit") or CHANGES_MAX, CHANGES_MAX)
-    events: list[Any] = []
-    revision = from_revision
-    for key, record in engine.scan(_change_record_of(engine, from_revision), keys.CHANGE_END):
-        for change in records.unpack_changes(int.from_bytes(key[1:], "big"), record):
-            if change.revision < from_revision:
-                continue
-            if len(events) >= limit and change.revision != revision:
-                return [events, change.revision]
-            revision = change.revision
-            version = None if change.kind else record_at(engine, change.key, revision)
-            events.append(
-                [revision, change.kind, change.key, None if version is None else records.item(version)]
-            )
-    return [events, meta.revision + 1]
-
-
-def _change_record_of(engine: Engine, revision: int) -> bytes:
-    """Key of the change record that holds `revision`, or of the next one."""
-    for key, _ in engine.scan(keys.CHANGE, keys.change(revision + 1), reverse=True):
-        return key
-    return keys.CHANGE
+    return changes.read(
+        engine, meta.revision, from_revision, options, lambda key, revision: record_at(engine, key, revision)
+    )
 
 
 def _claim(engine: Engine, _meta: Meta, name: bytes, claim: bytes) -> Any:

@@ -69,7 +69,7 @@ class Process:
         mine = cluster.config.node(name)
         addresses.announce(name, mine.peer, mine.client)
         view = NodeView(self.node, self.transport)
-        self.api = Api(self.node.router, view, cluster.config, self.runtime)
+        self.api = Api(self.node.router, view, cluster.config, self.runtime, self.node.watches)
 
     def _tell_roles(self) -> None:
         host, world = self.node.host, self.cluster.world

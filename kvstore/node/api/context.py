@@ -16,6 +16,7 @@ from kvstore.node.calls import Answer, Call, Done, ReadAnswer
 from kvstore.node.flow import Promise
 from kvstore.node.metrics import NodeMetrics
 from kvstore.node.requests import JSON, MSGPACK, Headers, Request, Response
+from kvstore.node.watch import Watches
 from kvstore.store import commands
 from kvstore.types import ShardId
 from kvstore.wire import api
@@ -107,8 +108,10 @@ class Context:
         metrics: NodeMetrics,
         id_prefix: str,
         secret: bytes,
+        watches: Watches,
     ) -> None:
         self.router = router
+        self.watches = watches
         self.shard_of = router.shard_of
         self.view = view
         self.now = now

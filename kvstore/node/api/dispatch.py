@@ -15,6 +15,7 @@ from kvstore.node.api.view import ClusterView
 from kvstore.node.metrics import NodeMetrics
 from kvstore.node.requests import Headers, Request, Response
 from kvstore.node.runtime import Runtime
+from kvstore.node.watch import Watches
 from kvstore.wire import api
 
 _KEY_PREFIX = "/v1/kv/"
@@ -70,6 +71,7 @@ class Api:
         view: ClusterView,
         config: Config,
         runtime: Runtime,
+        watches: Watches,
         metrics: NodeMetrics | None = None,
     ) -> None:
         self.metrics = metrics or NodeMetrics(__version__, view.me)
@@ -83,7 +85,7 @@ class Api:
         )
         prefix = f"{view.me}-{runtime.dice.getrandbits(40):x}"
         secret = runtime.dice.getrandbits(256).to_bytes(32, "big")
-        self.context = Context(router, view, runtime.now, settings, self.metrics, prefix, secret)
+        self.context = Context(router, view, runtime.now, settings, self.metrics, prefix, secret, watches)
         openapi_operation = Operation(
             "GET",
             "/v1/openapi.json",

@@ -87,6 +87,14 @@ def _schemas() -> dict[str, Schema]:
         "Shards": _object("shards", shards=_list(_ref("ShardRow"))),
         "Shard": _ref("ShardRow"),
         "Cluster": _ref("ClusterRow"),
+        "Event": _object(
+            "type",
+            type={"enum": ["start", "put", "delete", "expire", "progress", "compacted", "end", "error"]},
+            pos=_TEXT,
+            shard=_COUNT,
+            prev=_ref("Item"),
+            **item,
+        ),
         "object": _ANY_OBJECT,
         "Problem": _object(
             "type title status detail code retryable",

@@ -24,6 +24,7 @@ from kvstore.node.api.reserved import check_writable, writable_parts
 from kvstore.node.calls import Answer, ReadAnswer
 from kvstore.node.flow import Promise, gather, spawn
 from kvstore.node.requests import BodyStream, Request, Response
+from kvstore.node.watch import positions
 from kvstore.store import commands
 from kvstore.store.results import error_of
 from kvstore.types import ShardId
@@ -234,7 +235,7 @@ class _Head:
 
 def position_of(revisions: Sequence[int]) -> str:
     """The watch position of a snapshot: what happened up to these revisions has been seen."""
-    return api.seal("pos", list(revisions))
+    return positions.seal_all([positions.behind(revision) for revision in revisions])
 
 
 # --- handlers ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvstore.node.api import batch, cluster, kv, locks, ops, ranges
+from kvstore.node.api import batch, cluster, kv, locks, ops, ranges, watch
 
 Handler = Callable[..., None]
 """Called with context, request, the raw path arguments, and the decoded query."""
@@ -150,7 +150,23 @@ OPERATIONS: tuple[Operation, ...] = (
         errors=(400, 413, 415, 421, 422, 429, 503, 504),
     ),
     Operation("POST", "/v1/txn", "txn", None, "Compare, then do one of two lists of operations."),
-    Operation("GET", "/v1/watch", "watch", None, "Stream changes."),
+    Operation(
+        "GET",
+        "/v1/watch",
+        "watch",
+        watch.watch,
+        "Stream the changes of a key, of all keys with a prefix, or of all keys, as lines of JSON; as "
+        "server-sent events with Accept: text/event-stream.",
+        (
+            Parameter("key", "bytes", "Watch this key."),
+            Parameter("prefix", "bytes", "Watch all keys that begin with these bytes."),
+            Parameter("from", "string", "Go on from this position: the pos of an event or of a scan."),
+            Parameter("prev", "boolean", "Give what each change replaced."),
+        ),
+        ("Last-Event-ID",),
+        answers=((200, "A stream of events.", "Event"),),
+        errors=(400, 429, 503, 504),
+    ),
     Operation("POST", "/v1/leases", "lease_grant", None, "Grant a lease."),
     Operation("GET", "/v1/leases", "lease_list", None, "List leases."),
     Operation("POST", "/v1/leases/keepalive", "lease_keepalive_many", None, "Renew leases."),

@@ -164,7 +164,7 @@ def test_pitfall_24_changes_from_the_compaction_point_include_its_deletion(make_
     oldest = tablet.machine.compacted
     assert oldest == 3
     events, _ = tablet.machine.query(["changes", oldest, {}])
-    assert events == [[3, 1, b"a", None]]
+    assert events == [[3, 1, b"a", None, None, 0, 0]]
     with pytest.raises(Compacted):
         tablet.machine.query(["changes", oldest - 1, {}])
     assert tablet.value(b"a", oldest) is None
