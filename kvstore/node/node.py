@@ -94,9 +94,7 @@ class Node:
         self.shard_map = ShardMap(config.shards)
         self._head_budget = HeadBudget(HEADS_KEPT)
         self.router = Router(self.host, transport, self.shard_map, config.limits.waiting_reads_max)
-        self.watches = Watches(
-            self.router, self.router.shards, self.host.on_applied, runtime, config.limits.watchers_max
-        )
+        self.watches = Watches(self.router, self.host.on_applied, runtime, config.limits.watchers_max)
         self.keeper = Keeper(
             self.host, self.wal, files, data, keeper_settings(config), self.router.set_read_only
         )

@@ -72,7 +72,9 @@ class Server:
             on_link=lambda node, is_up: self._node.greet(node) if is_up else None,
         )
         self._node = self._make_node()
-        api = Api(self._node.router, NodeView(self._node, self._links), config, self._runtime, self._node.watches)
+        api = Api(
+            self._node.router, NodeView(self._node, self._links), config, self._runtime, self._node.watches
+        )
         self._http = HttpServer(api.handle, _http_limits(config), api.body_limit, api.refusal)
         api.metrics.on_scrape(scraper(api.metrics, self._node, self._links, self._http))
 

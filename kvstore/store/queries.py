@@ -9,7 +9,7 @@ None: while it exists |
 | `["gets", [key, ...]]` | for each key None or an item, at the newest revision |
 | `["scan", start, end or None, options]` | `[[[key, *item], ...], more, revision, last key or None]` |
 | `["count", start, end or None, options]` | `[count, more, revision, last key or None]` |
-| `["changes", from revision, options]` | `[[[revision, kind, key, item, prev, before, after], ...], next revision]` |
+| `["changes", from revision, options]` | `[[change, ...], next revision]` |
 | `["claim", lock name, claim]` | None: no entry, or `[its fence, 0 while it waits]` |
 | `["holder", lock name]` | None, or `[value, fence, due clock, how many wait]` |
 | `["lease", id, shard or None]` | None, or `[generation, ttl_ms, deadline_ms, shard is registered]` |
@@ -27,11 +27,11 @@ this key), `limit` (keys; at most `KEYS_MAX`), `bytes` (of keys and values; at l
 `reverse`, `keys_only` (values are None). `more` says that the range may hold further keys: go on with
 `after` = last key and `revision` = the answer's, so that all pages show one snapshot.
 
-Items of a `changes` answer are the key's version of that change, None for deletions; kinds are those of
-`records`: 0 put, 1 deleted, 2 expired. `prev` is what was replaced if the option `prev` asks for it, else
-None. `before` and `after` count the other changes of the same revision, of any key. Options: `keys` and
-`prefixes` (only changes of these keys and below these prefixes), `limit` (changes looked at), `bytes` (of
-values given out), both to the end of the revision at hand.
+A change is `[revision, kind, key, item, prev, before, after]`, its item the key's version of that change,
+None for a deletion; its kind one of `records`: 0 put, 1 deleted, 2 expired. `prev` is what it replaced if
+the option `prev` asks for it, else None. `before` and `after` count the other changes of the same revision,
+of any key. Options: `keys` and `prefixes` (only changes of these keys and below these prefixes), `limit`
+(changes looked at), `bytes` (of values given out), both to the end of the revision at hand.
 
 Raises: Compacted for revisions below the tablet's `compacted`, RevisionInFuture above its newest.
 """

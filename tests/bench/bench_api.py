@@ -18,6 +18,7 @@ from kvstore.node.api import Api
 from kvstore.node.calls import Answer, Done, ReadAnswer
 from kvstore.node.http_connection import Connection
 from kvstore.node.http_server import HttpServer
+from kvstore.node.watch import Watches
 from kvstore.placement import ShardMap
 from kvstore.store.commands import decode
 from kvstore.store.results import CommandResult
@@ -88,7 +89,9 @@ def http(method: str, target: str, body: bytes = b"", *headers: str) -> bytes:
 async def main() -> None:
     for shard_count in (1, 16):
         router = NullRouter(shard_count)
-        api = Api(router, PaperCluster(router.shard_map), config_of(), PaperRuntime())  # type: ignore[arg-type]
+        runtime: Any = PaperRuntime()
+        watches = Watches(router, {}, runtime, 1)  # type: ignore[arg-type]
+        api = Api(router, PaperCluster(router.shard_map), config_of(), runtime, watches)  # type: ignore[arg-type]
         server = HttpServer(api.handle, body_limit=api.body_limit)
         await server.start("127.0.0.1", 0)
         connection = Connection(server)

@@ -3,6 +3,7 @@ each command at once, a view of a made-up cluster, and requests made by hand."""
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Callable, Sequence
 from random import Random
@@ -28,6 +29,7 @@ from kvstore.node.api.view import (
 from kvstore.node.calls import Answer, Call, Done, ReadAnswer
 from kvstore.node.flow import Promise
 from kvstore.node.requests import Headers, Request, Response
+from kvstore.node.watch import Watches
 from kvstore.placement import ShardMap
 from kvstore.raft.messages import NORMAL, Configuration, Entry
 from kvstore.store import StoreLimits, commands, lock_commands
@@ -101,10 +103,16 @@ class InstantRouter:
         return call
 
     def cancel(self, call: Call) -> None:
-        self.waiting.remove(call)
+        if call in self.waiting:
+            self.waiting.remove(call)
+
+    def local(self, shard: ShardId) -> None:
+        """No replica that feeds could read by themselves: they ask, as on a node without one."""
 
     def _serve_wait(self, call: Call, *, is_over: bool = False) -> None:
         try:
+            if call.shard in self.fail:
+                raise self.fail[call.shard]
             answer = self._read(call.shard, call.payload, "linearizable")
         except KvError as error:
             self.waiting.remove(call)
@@ -269,9 +277,36 @@ class PaperRuntime:
     def __init__(self) -> None:
         self.dice = Random(1)
         self.time_s = 100.0
+        self._turns: list[Callable[[], None]] = []
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_count = 0
 
     def now(self) -> float:
         return self.time_s
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        self._turns.append(lambda: callback(*args))
+
+    def call_later(self, delay_s: float, callback: Callable[..., None], *args: Any) -> None:
+        self._timer_count += 1
+        heapq.heappush(self._timers, (self.time_s + delay_s, self._timer_count, lambda: callback(*args)))
+
+    def turn(self) -> None:
+        """Run what wants a turn of the loop, until nothing does."""
+        for _ in range(10_000):
+            if not self._turns:
+                return
+            self._turns.pop(0)()
+        raise AssertionError("the loop is kept busy for nothing")
+
+    def run(self, seconds: float) -> None:
+        end = self.time_s + seconds
+        self.turn()
+        while self._timers and self._timers[0][0] <= end:
+            self.time_s, _, callback = heapq.heappop(self._timers)
+            callback()
+            self.turn()
+        self.time_s = end
 
 
 class Reply:
@@ -360,7 +395,14 @@ class ApiNode:
         self.router = InstantRouter(shard_count, store)
         self.view = PaperCluster(self.router.shard_map)
         self.runtime = PaperRuntime()
-        self.api = Api(self.router, self.view, config_of(**sections), self.runtime)  # type: ignore[arg-type]
+        config = config_of(**sections)
+        self.watches = Watches(
+            self.router,
+            {},
+            self.runtime,  # type: ignore[arg-type]
+            config.limits.watchers_max,
+        )
+        self.api = Api(self.router, self.view, config, self.runtime, self.watches)  # type: ignore[arg-type]
 
     def ask(
         self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None, **more: str
@@ -368,6 +410,7 @@ class ApiNode:
         """`more` are headers too: `if_match="7"` is If-Match."""
         reply = Reply()
         self.api.handle(self.request(method, target, reply, body, headers, **more))
+        self.runtime.turn()
         return reply
 
     @staticmethod

@@ -97,6 +97,7 @@ class Context:
         "settings",
         "shard_of",
         "view",
+        "watches",
     )
 
     def __init__(

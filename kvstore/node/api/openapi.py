@@ -36,18 +36,22 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_ITEM: Schema = {
+    "key": _TEXT,
+    "key_b64": _TEXT,
+    "value": _TEXT,
+    "value_b64": _TEXT,
+    "revision": _COUNT,
+    "create_revision": _COUNT,
+    "version": _COUNT,
+    "lease": {"type": ["string", "null"]},
+    "content_type": _TEXT,
+}
+_EVENTS = ["start", "put", "delete", "expire", "progress", "compacted", "end", "error"]
+
+
 def _schemas() -> dict[str, Schema]:
-    item = {
-        "key": _TEXT,
-        "key_b64": _TEXT,
-        "value": _TEXT,
-        "value_b64": _TEXT,
-        "revision": _COUNT,
-        "create_revision": _COUNT,
-        "version": _COUNT,
-        "lease": {"type": ["string", "null"]},
-        "content_type": _TEXT,
-    }
+    item = _ITEM
     op = item | {"op": {"enum": ["put", "get", "delete", "incr"]}}
     op |= {"if_revision": _COUNT, "if_absent": _FLAG, "prev": _FLAG, "by": _NUMBER}
     op |= {"min": {"type": ["integer", "null"]}, "max": {"type": ["integer", "null"]}}
@@ -87,14 +91,7 @@ def _schemas() -> dict[str, Schema]:
         "Shards": _object("shards", shards=_list(_ref("ShardRow"))),
         "Shard": _ref("ShardRow"),
         "Cluster": _ref("ClusterRow"),
-        "Event": _object(
-            "type",
-            type={"enum": ["start", "put", "delete", "expire", "progress", "compacted", "end", "error"]},
-            pos=_TEXT,
-            shard=_COUNT,
-            prev=_ref("Item"),
-            **item,
-        ),
+        "Event": _object("type", type={"enum": _EVENTS}, pos=_TEXT, shard=_COUNT, prev=_ref("Item"), **item),
         "object": _ANY_OBJECT,
         "Problem": _object(
             "type title status detail code retryable",

@@ -87,9 +87,7 @@ async def _begin(
             )
     context.watches.check_room()
     stream = request.respond_stream(Response(200, _head(context, request, style)))
-    context.metrics.observe_request(
-        request.route, request.method, 200, context.now() - request.started_s
-    )
+    context.metrics.observe_request(request.route, request.method, 200, context.now() - request.started_s)
     watcher = context.watches.open(interest, style, starts, newest, stream)
     request.on_gone = watcher.close
 

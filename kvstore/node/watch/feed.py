@@ -57,7 +57,7 @@ class Feed:
         self._source = source
         self._watches = watches
         self._ahead: dict[Part, None] = {}
-        """Parts that have seen more elsewhere than this node has."""
+        """Parts that follow the live run but have seen more, at another node."""
         self._behind: dict[Part, None] = {}
         """Parts that wait for the next replay."""
         self._is_waking = False
@@ -80,11 +80,13 @@ class Feed:
     # ---- parts -----------------------------------------------------------------------------------
 
     def join(self, part: Part) -> None:
-        if part.at == self.live.at:
+        if part.at >= self.live.at:
             part.follow(self.live)
+            if part.at == self.live.at:
+                part.be_live()
+            else:
+                self._ahead[part] = None
             self.wake()
-        elif part.at > self.live.at:
-            self._ahead[part] = None
         elif self.replay is not None and part.at >= self.replay.at:
             part.follow(self.replay)
         else:
@@ -110,7 +112,7 @@ class Feed:
             return
         if self.replay is not None or self._behind:
             self._watches.want_replay(self)
-        if self.live.asked is None and (self.live.interests or self._ahead):
+        if self.live.asked is None and self.live.interests:
             self._read(self.live, self._live_arrived, wait=True)
 
     def _read(self, run: Run, arrived: Arrived, *, wait: bool) -> None:
@@ -132,15 +134,11 @@ class Feed:
 
     def _advance_live(self, events: list[Any], following: int) -> None:
         live = self.live
-        until = before(following)
-        for part in [part for part in self._ahead if part.at < until]:
-            del self._ahead[part]
-            part.follow(live)
         self._tell(live, events)
-        live.at = until
-        for part in [part for part in self._ahead if part.at == until]:
+        live.at = before(following)
+        for part in [part for part in self._ahead if part.at <= live.at]:
             del self._ahead[part]
-            part.follow(live)
+            part.be_live()
         self._watches.flush()
 
     def _failed(self, run: Run, error: BaseException) -> None:

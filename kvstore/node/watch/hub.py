@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 from kvstore.errors import Overloaded, Unavailable
@@ -11,7 +11,7 @@ from kvstore.node.runtime import Runtime
 from kvstore.node.watch.feed import Feed
 from kvstore.node.watch.interests import Interest
 from kvstore.node.watch.lines import Event, Style
-from kvstore.node.watch.positions import At, behind, seal_all, seal_one
+from kvstore.node.watch.positions import At, behind, seal_all
 from kvstore.node.watch.source import Router, Source
 from kvstore.node.watch.watcher import Watcher
 from kvstore.types import ShardId
@@ -30,7 +30,6 @@ class Watches:
     def __init__(
         self,
         router: Router,
-        shards: Callable[[], Sequence[ShardId]],
         on_applied: MutableMapping[ShardId, Callable[[], None]],
         runtime: Runtime,
         watchers_max: int,
@@ -45,7 +44,7 @@ class Watches:
         self.paused_count = 0
         self.compacted_count = 0
         self._router = router
-        self._shards = shards
+        self._shards = router.shards
         self._on_applied = on_applied
         self._replays: dict[Feed, None] = {}
         self._is_replaying = False
@@ -73,8 +72,8 @@ class Watches:
         newest: Mapping[ShardId, int],
         stream: BodyStream,
     ) -> Watcher:
-        """Begin a watch. `starts` says where in each shard that it looks at, one or all of them in token order;
-        `newest` is a revision that each of those has reached."""
+        """Begin a watch. `starts` says where in each shard that it looks at, one or all of them in token
+        order; `newest` is a revision that each of those has reached."""
         shards = self._shards()
         watcher = Watcher(self, interest, style, stream, is_single=len(starts) < len(shards))
         self.watchers[watcher] = None
@@ -124,9 +123,7 @@ class Watches:
         line = event.lines.get((style, True))
         if line is None:
             feeds = self.feeds
-            ats = [
-                event.after if shard == event.shard else feeds[shard].live.at for shard in self._shards()
-            ]
+            ats = [event.after if shard == event.shard else feeds[shard].live.at for shard in self._shards()]
             line = event.lines[style, True] = style.event(event, seal_all(ats))
         return line
 

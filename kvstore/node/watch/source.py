@@ -11,8 +11,9 @@ from kvstore.node.replica import Replica
 from kvstore.node.runtime import Runtime
 from kvstore.types import ShardId
 
-FRESH_S: Final = 10.0
-WAIT_S: Final = 8.0
+FRESH_S: Final = 15.0
+"""Silence of a shard's leader after which what is known here may be old."""
+WAIT_S: Final = 5.0
 ANSWER_S: Final = 5.0
 
 Arrived = Callable[[list[Any] | None, BaseException | None], None]
@@ -20,6 +21,8 @@ Arrived = Callable[[list[Any] | None, BaseException | None], None]
 
 
 class Router(Protocol):
+    def shards(self) -> Sequence[ShardId]: ...
+
     def local(self, shard: ShardId) -> Replica | None: ...
 
     def read_then(
@@ -38,7 +41,7 @@ class Source:
         self.shard = shard
         self._router = router
         self._now = runtime.now
-        self._heard_at = -math.inf
+        self._heard_at = runtime.now()
         self._waiting: Call | None = None
 
     @property

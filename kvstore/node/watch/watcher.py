@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 class Part:
     """A watch's place in one shard."""
 
-    __slots__ = ("at", "feed", "run", "watcher")
+    __slots__ = ("at", "feed", "is_live", "run", "watcher")
 
     def __init__(self, watcher: Watcher, feed: Feed, at: At) -> None:
         self.watcher = watcher
         self.feed = feed
         self.at = at
         """Nothing before this is ever told (again); behind it, `position` knows better."""
+        self.is_live = False
         self.run: Run | None = None
         """The run through the log that it follows, None while it waits for one or is paused."""
 
@@ -43,8 +44,11 @@ class Part:
         assert self.run is None, "a part follows one run"
         self.run = run
         run.interests.add(self)
-        if run.is_live:
-            self.watcher.parts_not_live -= 1
+
+    def be_live(self) -> None:
+        """It follows the live run and stands where that does: its position needs no more thought."""
+        self.is_live = True
+        self.watcher.parts_not_live -= 1
 
     def unfollow(self) -> None:
         run = self.run
@@ -52,7 +56,8 @@ class Part:
             self.at = self.position
             self.run = None
             run.interests.remove(self)
-            if run.is_live:
+            if self.is_live:
+                self.is_live = False
                 self.watcher.parts_not_live += 1
 
 
