@@ -42,11 +42,6 @@ def contradictions(config: Config) -> Iterator[tuple[str, str]]:
             "limits.header_bytes_max",
             "expected at least 3 x key_bytes_max + 1024: keys travel percent-encoded",
         )
-    if limits.connections_per_address_max > limits.connections_max:
-        yield (
-            "limits.connections_per_address_max",
-            f"expected at most connections_max ({limits.connections_max})",
-        )
 
 
 def _contradictions_of_nodes(config: Config) -> Iterator[tuple[str, str]]:

@@ -52,7 +52,6 @@ def test_a_contradiction_in_the_cluster_is_named(old: str, new: str, told: str) 
         ("limits", "batch_bytes_max", 1000, "expected at least value_bytes_max (1048576)"),
         ("limits", "shard_queue_bytes_max", 1000, "expected room for one whole batch: at least 8392704"),
         ("limits", "header_bytes_max", 4096, "expected at least 3 x key_bytes_max + 1024"),
-        ("limits", "connections_per_address_max", 10_000, "expected at most connections_max (8192)"),
     ],
 )
 def test_settings_that_cannot_work_together_are_named(

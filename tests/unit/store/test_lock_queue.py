@@ -104,7 +104,7 @@ def test_a_handover_is_one_change_of_the_key(tablet: Tablet) -> None:
     release(tablet, A)
     release(tablet, B)
     events = tablet.machine.query(["changes", 1, {}])[0]
-    assert [(revision, kind) for revision, kind, _, _ in events] == [(1, 0), (2, 0), (3, 1)]
+    assert [event[:2] for event in events] == [[1, 0], [2, 0], [3, 1]]
 
 
 def test_names_that_begin_alike_have_queues_of_their_own(tablet: Tablet) -> None:
