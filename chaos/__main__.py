@@ -25,6 +25,7 @@ from chaos.run import INCONCLUSIVE, OK, VIOLATION, Outcome, Plan, run
 from chaos.workloads import WORKLOADS
 
 USAGE = 2
+START_S = 120.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,17 +92,15 @@ def _run(options: argparse.Namespace) -> int:
     )
     directory = options.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {seed}, everything in {directory}", flush=True)
-    outcome: Outcome | None = None
     with Target(options.target, directory, names, options.nodes, options.shards, options.mutant) as target:
         try:
             target.cluster.start()
-            target.cluster.wait_until_served(60)
-            nemeses = target.nemeses(names, random.Random(seed))
-            outcome = asyncio.run(run(target.cluster, plan, nemeses, directory / "history.jsonl", _say))
-        except* TargetError as errors:
-            print(f"violation: the cluster did not come back\n{errors.exceptions[0]}")
-    if outcome is None:
-        return VIOLATION
+            target.cluster.wait_until_served(START_S)
+        except TargetError as error:
+            print(f"inconclusive: the cluster never came up\n{error}")
+            return INCONCLUSIVE
+        nemeses = target.nemeses(names, random.Random(seed))
+        outcome = asyncio.run(run(target.cluster, plan, nemeses, directory / "history.jsonl", _say))
     write_report(directory / "report.html", outcome)
     _print(outcome)
     print(f"report: {directory / 'report.html'}")
