@@ -10,6 +10,7 @@ did not bite, too few operations, a group of keys that could not be decided).
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -90,6 +91,8 @@ def _run(options: argparse.Namespace) -> int:
         at_once_max=options.at_once,
         think_s=options.think / 1000,
     )
+    # So that containers, mounts and namespaces are cleared away however the run ends.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     directory = options.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {seed}, everything in {directory}", flush=True)
     with Target(options.target, directory, names, options.nodes, options.shards, options.mutant) as target:

@@ -87,12 +87,27 @@ def syncs_do_nothing() -> None:
     os.fsync = os.fdatasync = sync
 
 
+def acknowledged_before_sync() -> None:
+    """What is acknowledged is synced up to two seconds later."""
+    import time
+
+    sync, last_s = os.fdatasync, [0.0]
+
+    def sync_later(fd: Any) -> None:
+        if time.monotonic() > last_s[0] + 2:
+            last_s[0] = time.monotonic()
+            sync(fd)
+
+    os.fdatasync = sync_later
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "reads-without-quorum": reads_without_quorum,
     "reads-anywhere": reads_anywhere,
     "elects-anyone": elects_anyone,
     "acknowledged-by-one": acknowledged_by_one,
     "retries-run-again": retries_run_again,
+    "acknowledged-before-sync": acknowledged_before_sync,
     "syncs-do-nothing": syncs_do_nothing,
 }
 

@@ -19,7 +19,7 @@ ATTEMPTS = 3
 BUGS = [
     ("local", "retries-run-again", "kill-leader,pause", "counter", "2-5"),
     ("local", "reads-anywhere", "pause", "register", "2-5"),
-    ("local", "syncs-do-nothing", "power", "mixed", "0.5-1"),
+    ("local", "acknowledged-before-sync", "power", "mixed", "0.5-1"),
     ("hosts", "reads-without-quorum", "cut-leader", "register", "3-5"),
     ("hosts", "acknowledged-by-one", "cut-leader", "mixed", "3-5"),
     ("hosts", "retries-run-again", "partition,flap", "counter", "2-5"),
