@@ -1,22 +1,24 @@
 """`python -m chaos run`: break a cluster under load and say whether it kept its promises.
 
     python -m chaos run --workload mixed --nemesis kill-leader,pause --minutes 2
+    python -m chaos run --target all --nemesis all --minutes 30 --think 150
     python -m chaos check HISTORY.jsonl        judge a history again
 
 Exit codes: 0 nothing found and everything was tested; 1 a promise was broken; 7 inconclusive (a fault that
-did not bite, too few operations, a group of keys that could not be decided).
+did not bite, too few operations, a group of keys that could not be decided, a target that is not here).
 """
 
 import argparse
 import asyncio
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from chaos.catalogue import TARGETS, Target, describe, refusal
+from chaos.catalogue import TARGETS, Target, describe, faults_of, missing_for, misuse
 from chaos.cluster import TargetError
 from chaos.explain import core_of, explanation
 from chaos.history import load
@@ -27,6 +29,7 @@ from chaos.workloads import WORKLOADS
 
 USAGE = 2
 START_S = 120.0
+WORDS = {OK: "ok", VIOLATION: "violation", INCONCLUSIVE: "inconclusive or not done, see above"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "list":
         print(describe())
         return OK
+    if len(options.target) > 1:
+        return _run_in_turn(options, list(sys.argv[1:] if arguments is None else arguments))
     return _run(options)
 
 
@@ -46,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="break a cluster under load")
     runs.add_argument("--workload", choices=sorted(WORKLOADS), default="mixed")
-    runs.add_argument("--nemesis", default="kill-leader,pause", help="separated by commas, or none")
+    runs.add_argument("--nemesis", default="kill-leader,pause", help="separated by commas, or all, or none")
     runs.add_argument("--minutes", type=float, default=1.0, help="of faults")
-    runs.add_argument("--target", choices=TARGETS, default="local")
+    runs.add_argument("--target", type=_targets, default=("local",), help="separated by commas, or all")
     runs.add_argument("--nodes", type=int, default=3)
     runs.add_argument("--shards", type=int, default=16)
     runs.add_argument("--clients", type=int, default=16)
@@ -68,17 +73,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _targets(text: str) -> tuple[str, ...]:
+    targets = ("local", "compose", "hosts") if text == "all" else tuple(text.split(","))
+    if unknown := [target for target in targets if target not in TARGETS]:
+        raise argparse.ArgumentTypeError(f"unknown target {', '.join(unknown)}; known: {', '.join(TARGETS)}")
+    return targets
+
+
+def _names(nemesis: str, target: str) -> tuple[str, ...]:
+    if nemesis == "all":
+        return tuple(faults_of(target))
+    return tuple(name for name in nemesis.split(",") if name and name != "none")
+
+
 def _span(text: str) -> tuple[float, float]:
     low, _, high = text.partition("-")
     return float(low), float(high or low)
 
 
 def _run(options: argparse.Namespace) -> int:
-    names = tuple(name for name in options.nemesis.split(",") if name and name != "none")
-    complaint = refusal(names, options.target)
-    if complaint:
+    (target_name,) = options.target
+    names = _names(options.nemesis, target_name)
+    if complaint := misuse(names, target_name):
         print(complaint, file=sys.stderr)
         return USAGE
+    if missing := missing_for(names, target_name):
+        print(f"not done: {missing}")
+        return INCONCLUSIVE
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     plan = Plan(
         workload=options.workload,
@@ -95,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     directory = options.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {seed}, everything in {directory}", flush=True)
-    with Target(options.target, directory, names, options.nodes, options.shards, options.mutant) as target:
+    with Target(target_name, directory, names, options.nodes, options.shards, options.mutant) as target:
         try:
             target.cluster.start()
             target.cluster.wait_until_served(START_S)
@@ -108,6 +129,22 @@ def _run(options: argparse.Namespace) -> int:
     _print(outcome)
     print(f"report: {directory / 'report.html'}")
     return outcome.exit_code
+
+
+def _run_in_turn(options: argparse.Namespace, arguments: list[str]) -> int:
+    """The same run on each target, in a process of its own; each has the faults that it can have."""
+    directory = options.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
+    codes = {}
+    for target in options.target:
+        own = [name for name in _names(options.nemesis, target) if name in faults_of(target)]
+        command = [sys.executable, "-m", "chaos", *arguments, "--target", target]
+        command += ["--nemesis", ",".join(own) or "none", "--directory", str(directory / target)]
+        print(f"== {target}", flush=True)
+        codes[target] = subprocess.run(command, check=False).returncode
+    print("==")
+    for target, code in codes.items():
+        print(f"{target}: {WORDS.get(code, f'ended with {code}')}")
+    return next((code for code in (VIOLATION, INCONCLUSIVE) if code in codes.values()), max(codes.values()))
 
 
 def _say(text: str) -> None:

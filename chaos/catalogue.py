@@ -1,7 +1,7 @@
 """All targets and all nemeses, and which of them go together."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -85,23 +85,34 @@ class Target:
             self._disks.close()
 
 
-def refusal(names: Sequence[str], target: str) -> str | None:
-    """Why these nemeses cannot run on this target here; None if they can."""
-    known = {**NEMESES, **MACHINE_NEMESES, **NETWORK_NEMESES, Unplug.kind: Unplug}
+def faults_of(target: str) -> dict[str, Callable[..., Nemesis]]:
+    """Every nemesis that this target can have, by name."""
+    if target == "compose":
+        return {**NEMESES, Unplug.kind: Unplug}
+    own = {**NEMESES, **MACHINE_NEMESES}
+    return {**own, **NETWORK_NEMESES} if target in NETWORKS else own
+
+
+def misuse(names: Sequence[str], target: str) -> str | None:
+    """Why these nemeses can never run on this target; None if they can."""
+    known = {**faults_of("hosts"), **faults_of("compose")}
     unknown = [name for name in names if name not in known]
     if unknown:
         return f"unknown nemesis {', '.join(unknown)}; known: {', '.join(known)}"
+    for name in names:
+        if name not in faults_of(target):
+            others = [other for other in ("local", "hosts", "compose") if name in faults_of(other)]
+            return f"the target {target} cannot have {name}; use --target {' or '.join(others)}"
+    return None
+
+
+def missing_for(names: Sequence[str], target: str) -> str | None:
+    """What this machine lacks for these nemeses on this target; None if it lacks nothing."""
     if target in NETWORKS and (missing := can_make_networks(target)):
         return f"the target {target} {missing}"
     if target == "compose" and (missing := can_compose()):
         return f"the target compose {missing}"
     for name in names:
-        if name in MACHINE_NEMESES and target == "compose":
-            return f"{name} is not for containers"
-        if name == Unplug.kind and target != "compose":
-            return f"{name} unplugs containers: use --target compose"
-        if name in NETWORK_NEMESES and target not in NETWORKS:
-            return f"{name} breaks the network: use --target hosts"
         if name in _BY_STRACE and (missing := can_inject()):
             return f"{name} {missing}"
         if name == ClockJump.kind and (missing := can_fake_clocks()):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.catalogue import refusal
+from chaos.catalogue import missing_for
 from chaos.run import OK, VIOLATION
 from chaos.targets import PROJECT
 
@@ -47,7 +47,7 @@ def run(
 def test_a_planted_bug_is_found(
     target: str, mutant: str, nemesis: str, workload: str, fault: str, tmp_path: Path
 ) -> None:
-    missing = refusal(nemesis.split(","), target)
+    missing = missing_for(nemesis.split(","), target)
     if missing:
         pytest.skip(missing)
     codes = []
@@ -64,7 +64,7 @@ def test_a_planted_bug_is_found(
 def test_the_same_runs_find_nothing_without_a_bug(target: str, tmp_path: Path) -> None:
     for number, (where, _, nemesis, workload, fault) in enumerate(BUGS):
         if where == target:
-            missing = refusal(nemesis.split(","), target)
+            missing = missing_for(nemesis.split(","), target)
             if missing:
                 pytest.skip(missing)
             assert run(target, nemesis, workload, fault, tmp_path / str(number))[0] == OK

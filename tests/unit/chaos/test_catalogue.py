@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from chaos import catalogue
-from chaos.__main__ import _parser
+from chaos.__main__ import _parser, main
+from chaos.run import INCONCLUSIVE
 
 SCENARIOS = Path(catalogue.__file__).parent / "scenarios"
 
@@ -18,7 +19,7 @@ def everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_fault_is_refused_with_those_that_are_known() -> None:
-    told = catalogue.refusal(["kill", "meteor"], "local")
+    told = catalogue.misuse(["kill", "meteor"], "local")
     assert told is not None
     assert "meteor" in told
     assert "kill-leader" in told
@@ -29,12 +30,12 @@ def test_an_unknown_fault_is_refused_with_those_that_are_known() -> None:
     [("partition", "local"), ("unplug", "hosts"), ("power", "compose"), ("clock", "compose")],
 )
 def test_a_fault_that_a_target_cannot_have_is_refused(fault: str, target: str) -> None:
-    assert catalogue.refusal([fault], target) is not None
+    assert catalogue.misuse([fault], target) is not None
 
 
 def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "can_inject", lambda: "needs strace")
-    assert catalogue.refusal(["slow-disk"], "local") == "slow-disk needs strace"
+    assert catalogue.missing_for(["slow-disk"], "local") == "slow-disk needs strace"
 
 
 def test_every_fault_is_described() -> None:
@@ -51,4 +52,18 @@ def test_a_scenario_is_one_command_that_can_run(path: Path) -> None:
     words = shlex.split(command)
     assert words[:4] == ["exec", "python", "-m", "chaos"]
     options = _parser().parse_args([word for word in words[4:] if word != "$@"])
-    assert catalogue.refusal(options.nemesis.split(","), options.target) is None
+    (target,) = options.target
+    assert catalogue.misuse(options.nemesis.split(","), target) is None
+
+
+def test_a_target_that_is_not_here_is_told_as_not_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(catalogue, "can_compose", lambda: "needs docker")
+    assert main(["run", "--target", "compose", "--nemesis", "kill"]) == INCONCLUSIVE
+    assert "not done: the target compose needs docker" in capsys.readouterr().out
+
+
+def test_all_faults_of_a_target_are_faults_that_it_can_have() -> None:
+    for target in catalogue.TARGETS:
+        assert catalogue.misuse(tuple(catalogue.faults_of(target)), target) is None
