@@ -19,12 +19,13 @@ from kvstore.errors import (
     Unavailable,
 )
 from kvstore.node.calls import Answer, Call, ReadAnswer, Stage, live
+from kvstore.node.held import HeldCalls
 from kvstore.node.parked import ParkedReads
 from kvstore.raft import Core, NotLeader, ProposalDropped, Role
 from kvstore.raft.messages import NORMAL, Entry, Ready, SnapshotMeta
 from kvstore.store import commands
 from kvstore.store.machine import Machine
-from kvstore.store.results import CommandResult
+from kvstore.store.results import LOCKED, CommandResult
 from kvstore.types import Incarnation, LogIndex, ReplicaId, ShardId, Term
 
 Reroute = Callable[[Call], None]
@@ -78,6 +79,11 @@ class Replica:
         self.reads_indexed: list[tuple[LogIndex, list[Call]]] = []
         self.parked = ParkedReads()
         """Waiting reads that were confirmed and found nothing new yet."""
+        self.held = HeldCalls()
+        """Calls that wait for transactions to be decided."""
+        self.has_woken = False
+        """Held writes were put into the queue again."""
+        self._met_seen = 0
         self.barriers: dict[int, Callable[[LogIndex | None], None]] = {}
         """Contexts of `Core.read` made for other nodes' index requests."""
         self.next_context = 1
@@ -232,7 +238,7 @@ class Replica:
         queue, self.queue, self.queue_bytes = self.queue, deque(), 0
         reads, self.reads_new = self.reads_new, []
         # What waits here would from now on wait for what others tell this replica.
-        for call in (*queue, *reads, *self.parked.take_all()):
+        for call in (*queue, *reads, *self.parked.take_all(), *self.held.take_writes()):
             self.reroute(call)
         for _term, calls in list(self.in_flight.values()):
             self._send_elsewhere(calls)
@@ -264,10 +270,13 @@ class Replica:
         if self.machine.written:
             for call in self.parked.written(self.machine.written):
                 self.serve(call)
+        if self.held.is_due(self.machine.intents):
+            self.wake_held()
         return bool(self.committed)
 
     def _answer_writers(self, entries: list[Entry], results: list[list[CommandResult]]) -> None:
-        clock_ms, shard = self.machine.clock_ms, self.shard
+        clock_ms, shard, met = self.machine.clock_ms, self.shard, self.machine.intents.met
+        has_locked, self._met_seen = met != self._met_seen, met
         for entry, entry_results in zip(entries, results, strict=True):
             waiting = self.in_flight.pop(entry.index, None)
             if waiting is None:
@@ -278,7 +287,27 @@ class Replica:
                     call.fail(Unavailable("another leader's entry replaced the write; nothing was applied"))
                 continue
             for call, result in zip(calls, entry_results, strict=True):
-                call.finish(Answer(shard, result, clock_ms))
+                if has_locked and result.results and result.results[0][0] == LOCKED:
+                    self._hold_write(call)
+                else:
+                    call.finish(Answer(shard, result, clock_ms))
+
+    def _hold_write(self, call: Call) -> None:
+        """Nothing of the command has happened: it may be proposed again, here or elsewhere."""
+        call.stage = Stage.WAITING
+        if self.led_term is None:
+            self.reroute(call)
+        else:
+            self.held.hold_write(call)
+
+    def wake_held(self) -> None:
+        """Let those go on that no transaction holds up any more."""
+        writes, reads = self.held.take_free(self.machine.intents)
+        for call in writes:
+            self.has_woken = True
+            self.enqueue(call)
+        for call in reads:
+            self._answer_read(call, None)
 
     # ---- reads -----------------------------------------------------------------------------------
 
@@ -295,7 +324,19 @@ class Replica:
         self.reads_indexed = waiting
 
     def serve(self, call: Call, staleness_s: float | None = None) -> None:
-        """Run a query on what is applied now."""
+        """Run a query on what is applied now, or once the transactions are decided that are about to change
+        what it reads. A stale read shows what was before."""
+        if call.done is None:
+            return
+        intents = self.machine.intents
+        if intents.exclusive_count and call.consistency not in (None, "stale"):
+            writers = intents.writers_met(call.payload)
+            if writers:
+                self.held.hold_read(call, writers)
+                return
+        self._answer_read(call, staleness_s)
+
+    def _answer_read(self, call: Call, staleness_s: float | None) -> None:
         if call.done is None:
             return
         machine = self.machine
@@ -354,6 +395,9 @@ class Replica:
         for call in self.parked.over(now):
             call.wait_until = None
             self.serve(call)
+        if self.held:
+            self.held.expire(now)
+            self.wake_held()
 
     def waiting_calls(self) -> Iterator[Call]:
         yield from self.queue
@@ -365,6 +409,7 @@ class Replica:
         for _index, calls in self.reads_indexed:
             yield from calls
         yield from self.parked
+        yield from self.held
 
     def replace_machine(self, machine: Machine, directory: str, meta: SnapshotMeta) -> tuple[Machine, str]:
         """Swap in an installed snapshot; returns the old machine and directory for disposal."""
@@ -378,6 +423,6 @@ class Replica:
             for call in calls:
                 if not call.identified:
                     call.fail(OutcomeUnknown("a snapshot replaced the log that held this write"))
-        for call in self.parked.take_all():
+        for call in (*self.parked.take_all(), *self.held.take_reads()):
             self.serve(call)
         return old

@@ -243,6 +243,8 @@ class Router:
         host = self._host
         if not replica.has_applied_all or not host.holds_lease(replica):
             return False
+        if replica.machine.intents.writers_met(call.payload):
+            return False
         done, call.done = call.done, None
         assert done is not None, "a lease read that was answered already"
         outcome: list[tuple[ReadAnswer | None, BaseException | None]] = []

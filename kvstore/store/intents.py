@@ -196,6 +196,8 @@ class Intents:
         if not self.exclusive_count:
             return frozenset()
         name, *arguments = query
+        if name == "wait":
+            return self._writers_of((arguments[0],))
         if name == "get":
             if len(arguments) > 1 and arguments[1] is not None:
                 return frozenset()
@@ -210,6 +212,10 @@ class Intents:
                 [key for key in self.locks if start <= key and (end is None or key < end)]
             )
         return frozenset()
+
+    def is_prepared(self, txid: bytes) -> bool:
+        pending = self.pending.get(txid)
+        return pending is not None and not pending.is_committed
 
     def _writers_of(self, wanted: Iterable[bytes]) -> frozenset[bytes]:
         held = (self.locks.get(key) for key in wanted)
@@ -240,14 +246,20 @@ def _parts_are_held(intents: Intents, _draft: Draft | None, op: commands.Op) -> 
     return intents.is_blocked(*lock_sets(*op[1:4]))
 
 
+def _prepare_is_held(intents: Intents, draft: Draft | None, op: commands.Op) -> bool:
+    """For its leader, who keeps one that waits. When it is applied it finds out by itself."""
+    return draft is None and intents.is_blocked(*lock_sets(*op[4:7]))
+
+
 TOUCHES: Final[dict[int, Touches]] = {
     commands.PUT: _key_is_held,
     commands.DELETE: _key_is_held,
     commands.INCR: _key_is_held,
     commands.DELETE_RANGE: _range_is_held,
     txn_commands.TXN: _parts_are_held,
+    txn_commands.PREPARE: _prepare_is_held,
     lock_commands.ENTER: _key_is_held,
     lock_commands.LEAVE: _key_is_held,
 }
-"""Whether an op touches a held key. Every op that writes keys must be in here; what it writes by the state
-of the tablet alone needs the draft. A prepare is not: it answers for itself."""
+"""Whether an op touches a held key. Every op that writes keys must be in here; who must look into the tablet
+to know them needs the draft. A decision is not: it lets its keys go first."""
