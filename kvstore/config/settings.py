@@ -82,6 +82,13 @@ class Limits(Section, frozen=True):
     entry_bytes_max: Annotated[
         Bytes, Meta(description="bytes of one log entry; one larger command travels alone")
     ] = 256 * KIB
+    txn_bytes_max: Annotated[Bytes, Meta(description="bytes of a transaction's body")] = MIB
+    txn_ops_max: Annotated[
+        Count, Meta(description="compares and operations of one transaction; bounds what it locks")
+    ] = 1024
+    txn_shards_max: Annotated[
+        int, Meta(ge=1, le=64, description="shards that one transaction may span; each adds a vote")
+    ] = 64
     scan_page_items: Annotated[Count, Meta(description="items of one scan answer; more by cursor")] = 1000
     scan_page_bytes: Annotated[Bytes, Meta(description="bytes of keys and values of one scan answer")] = MIB
     watchers_max: Annotated[Count, Meta(description="open watches on this node before it answers 429")] = (

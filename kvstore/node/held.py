@@ -35,6 +35,10 @@ class HeldCalls:
         self._reads: list[_HeldRead] = []
         self._byte_count = 0
         self._releases_seen = -1
+        self.met_seen = 0
+        """What the machine has counted of commands that applied as LOCKED, when it was last looked at."""
+        self.has_freed = False
+        """Writes went from here into the queue: somebody must propose them."""
 
     def __len__(self) -> int:
         return len(self._writes) + len(self._reads)

@@ -347,8 +347,8 @@ class Host:
             self.halt(replica, f"read failed: {replica.damage}")
             return
         self._extend_lease(replica)
-        if more or replica.core.has_ready() or self._may_confirm(replica) or replica.has_woken:
-            replica.has_woken = False
+        if more or replica.core.has_ready() or self._may_confirm(replica) or replica.held.has_freed:
+            replica.held.has_freed = False
             self.mark_dirty(replica)
 
     @staticmethod

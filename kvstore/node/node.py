@@ -24,6 +24,7 @@ from kvstore.node.identity import DataDirectory, Identity
 from kvstore.node.keeper import Keeper
 from kvstore.node.quarantine import Quarantine
 from kvstore.node.rebuild import Rebuilds
+from kvstore.node.recovery import Recovery
 from kvstore.node.replica import Replica
 from kvstore.node.router import Router
 from kvstore.node.runtime import Lane, Runtime, Transport
@@ -105,6 +106,7 @@ class Node:
             self.host, self.tablets, self._host_replica, self.snapshots.receiver.cancel
         )
         self.rebuilds = Rebuilds(self.host, transport)
+        self.recovery = Recovery(self.host, self.router)
         self.expiry = Expiry(self.host)
         self.boot = self._make_boot()
         self.boot_runner = BootRunner(
@@ -136,6 +138,7 @@ class Node:
         self._sweep()
         self.quarantine.start()
         self.rebuilds.start()
+        self.recovery.start()
         self.boot_runner.start()
 
     def stop(self) -> None:

@@ -81,9 +81,6 @@ class Replica:
         """Waiting reads that were confirmed and found nothing new yet."""
         self.held = HeldCalls()
         """Calls that wait for transactions to be decided."""
-        self.has_woken = False
-        """Held writes were put into the queue again."""
-        self._met_seen = 0
         self.barriers: dict[int, Callable[[LogIndex | None], None]] = {}
         """Contexts of `Core.read` made for other nodes' index requests."""
         self.next_context = 1
@@ -276,7 +273,7 @@ class Replica:
 
     def _answer_writers(self, entries: list[Entry], results: list[list[CommandResult]]) -> None:
         clock_ms, shard, met = self.machine.clock_ms, self.shard, self.machine.intents.met
-        has_locked, self._met_seen = met != self._met_seen, met
+        has_locked, self.held.met_seen = met != self.held.met_seen, met
         for entry, entry_results in zip(entries, results, strict=True):
             waiting = self.in_flight.pop(entry.index, None)
             if waiting is None:
@@ -304,7 +301,7 @@ class Replica:
         """Let those go on that no transaction holds up any more."""
         writes, reads = self.held.take_free(self.machine.intents)
         for call in writes:
-            self.has_woken = True
+            self.held.has_freed = True
             self.enqueue(call)
         for call in reads:
             self._answer_read(call, None)

@@ -78,8 +78,16 @@ class Pending(NamedTuple):
     """A transaction that somebody must still bring to its end."""
 
     since_ms: int
+    """Shard clock of the vote, or of the decision."""
     participants: list[list[int]]
-    is_committed: bool
+    vote: list[Any] | None
+    """None: it is committed."""
+    branch: bool
+    """Of a committed one."""
+
+    @property
+    def is_committed(self) -> bool:
+        return self.vote is None
 
 
 class Intents:
@@ -123,11 +131,11 @@ class Intents:
         self.prepared_count -= old is not None and not old.is_committed
         if isinstance(record, Prepared):
             self.prepared_count += 1
-            self.pending[txid] = Pending(record.since_ms, record.participants, False)
+            self.pending[txid] = Pending(record.since_ms, record.participants, record.vote, False)
             if record.whose is not None:
                 self._identities[record.whose[0], record.whose[1]] = txid
         elif isinstance(record, Committed) and not record.is_finished:
-            self.pending[txid] = Pending(record.since_ms, record.participants, True)
+            self.pending[txid] = Pending(record.since_ms, record.participants, None, record.result[3])
 
     def is_under_way(self, whose: list[Any]) -> bool:
         """Whether the same request is prepared already, under any id."""

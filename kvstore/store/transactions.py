@@ -10,6 +10,8 @@ the shard's keys and votes, and then one DECIDE per shard. What a shard answers 
 | YES | `[0, 1, vote]` | prepared: it waits for the decision, with its keys held |
 | COMMITTED | `[0, 2, result]` | carried out; the result is that of TXN |
 | NO | `[0, 3]` | it never will be carried out here |
+| EARLIER | `[0, 4, result]` | no, for an earlier try of the same request was carried out |
+| UNDER_WAY | `[0, 5]` | no, for an earlier try of the same request is prepared |
 
 A vote is `[compares hold, fault of then, fault of else]`. The transaction is decided as soon as every shard
 has voted yes, by the votes alone (`outcome_of`), so that whoever has seen them all decides the same. One no
@@ -36,6 +38,8 @@ UNKNOWN: Final = 0
 YES: Final = 1
 COMMITTED: Final = 2
 NO: Final = 3
+EARLIER: Final = 4
+UNDER_WAY: Final = 5
 
 READ_BYTES_MAX: Final = 4 << 20
 """Of the values that one branch reads in one shard."""
@@ -140,14 +144,16 @@ def _apply_prepare(draft: Draft, op: commands.Op) -> Result:
     if whose is not None:
         earlier = draft.sessions.result_of(draft, whose)
         if earlier is not None:
-            # Any other answer than the result is final as well: it must not become a yes later.
+            # Final as well: no copy of this op may find another answer.
+            _refuse(draft, txid, not_after_ms)
             if earlier[0] != OK:
-                _refuse(draft, txid, not_after_ms)
                 return earlier
-            return [OK, COMMITTED, earlier]
+            return [OK, EARLIER, earlier]
+        if intents.is_under_way(whose):
+            _refuse(draft, txid, not_after_ms)
+            return [OK, UNDER_WAY]
     shared, exclusive = lock_sets(conditions, then, otherwise)
-    is_under_way = whose is not None and intents.is_under_way(whose)
-    if intents.is_blocked(shared, exclusive) or is_under_way or intents.prepared_count >= PREPARED_MAX:
+    if intents.is_blocked(shared, exclusive) or intents.prepared_count >= PREPARED_MAX:
         if waits:
             return intents.locked([op]).results[0]
         _refuse(draft, txid, not_after_ms)

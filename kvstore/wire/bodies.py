@@ -178,7 +178,7 @@ def is_msgpack(headers: HeaderLookup) -> bool:
     raise UnsupportedMedia(f"the body must be application/json or application/msgpack, not {media[:80]!r}")
 
 
-def _decoded(decoder: Any, body: bytes, expected: str) -> Any:
+def decoded(decoder: Any, body: bytes, expected: str) -> Any:
     if not body:
         raise InvalidArgument(f"the body is empty; expected {expected}")
     try:
@@ -194,7 +194,7 @@ def _decoded(decoder: Any, body: bytes, expected: str) -> Any:
 def batch_ops(headers: HeaderLookup, body: bytes) -> list[BatchOp]:
     expected = 'an object with a list "ops"'
     decoder: Any = _packed_batch if is_msgpack(headers) else _json_batch
-    ops: list[BatchOp] = _decoded(decoder, body, expected).ops
+    ops: list[BatchOp] = decoded(decoder, body, expected).ops
     return ops
 
 
@@ -214,26 +214,26 @@ def incr_body(headers: HeaderLookup, body: bytes) -> IncrBody:
     if not body:
         return IncrBody()
     decoder: Any = _packed_incr if is_msgpack(headers) else _json_incr
-    parsed: IncrBody = _decoded(decoder, body, 'an object with "by", "min", "max"')
+    parsed: IncrBody = decoded(decoder, body, 'an object with "by", "min", "max"')
     check_incr(parsed.by, parsed.min, parsed.max, "$")
     return parsed
 
 
 def transfer_body(headers: HeaderLookup, body: bytes) -> TransferBody:
     decoder: Any = _packed_transfer if is_msgpack(headers) else _json_transfer
-    parsed: TransferBody = _decoded(decoder, body, 'an object with "to", the node that shall lead')
+    parsed: TransferBody = decoded(decoder, body, 'an object with "to", the node that shall lead')
     return parsed
 
 
 def claim_body(headers: HeaderLookup, body: bytes) -> ClaimBody:
     decoder: Any = _packed_claim if is_msgpack(headers) else _json_claim
-    parsed: ClaimBody = _decoded(decoder, body, 'an object with "ttl", and possibly "wait" and "value"')
+    parsed: ClaimBody = decoded(decoder, body, 'an object with "ttl", and possibly "wait" and "value"')
     return parsed
 
 
 def rebuild_body(headers: HeaderLookup, body: bytes) -> RebuildBody:
     decoder: Any = _packed_rebuild if is_msgpack(headers) else _json_rebuild
-    parsed: RebuildBody = _decoded(decoder, body, 'an object with "node", whose replica is lost')
+    parsed: RebuildBody = decoded(decoder, body, 'an object with "node", whose replica is lost')
     return parsed
 
 

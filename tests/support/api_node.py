@@ -32,12 +32,19 @@ from kvstore.node.requests import Headers, Request, Response
 from kvstore.node.watch import Watches
 from kvstore.placement import ShardMap
 from kvstore.raft.messages import NORMAL, Configuration, Entry
-from kvstore.store import StoreLimits, commands, lock_commands
+from kvstore.store import StoreLimits, commands, lock_commands, txn_commands
 from kvstore.store.machine import Machine
 from kvstore.store.memory import MemoryEngines
 from kvstore.store.waits import WAITS
 from kvstore.types import LogIndex, NodeId, ReplicaId, ShardId, Term
 from tests.support.sim_files import SimFiles
+
+REPEATABLE_TXN_OPS = {
+    txn_commands.PREPARE,
+    txn_commands.DECIDE,
+    txn_commands.ASK,
+    txn_commands.FINISH,
+}
 
 
 class InstantRouter:
@@ -75,7 +82,7 @@ class InstantRouter:
     ) -> None:
         commands.check(command)
         identity, ops = commands.decode(command)
-        assert identified == (identity is not None or all(op[0] in lock_commands.CHECKS for op in ops))
+        assert identified == (identity is not None or all(map(_is_repeatable, ops)))
         self.calls.append(("write", shard, commands.decode(command)))
         self.deadlines.append(deadline)
         self._run(shard, lambda: self._apply(shard, command), done)
@@ -269,6 +276,13 @@ def _known(value: Any) -> Promise[Any]:
     promise: Promise[Any] = Promise()
     promise.resolve(value)
     return promise
+
+
+def _is_repeatable(op: commands.Op) -> bool:
+    """Whether the op does the same however often it is applied, by an id of its own or doing nothing."""
+    if op[0] == txn_commands.TXN:
+        return all(each[0] == txn_commands.GET for branch in op[2:] for each in branch)
+    return op[0] in lock_commands.CHECKS or op[0] in REPEATABLE_TXN_OPS
 
 
 class PaperRuntime:

@@ -16,6 +16,7 @@ from kvstore.node.calls import Answer, Call, Done, ReadAnswer
 from kvstore.node.flow import Promise
 from kvstore.node.metrics import NodeMetrics
 from kvstore.node.requests import JSON, MSGPACK, Headers, Request, Response
+from kvstore.node.transactions import Transactions
 from kvstore.node.watch import Watches
 from kvstore.store import commands
 from kvstore.types import ShardId
@@ -96,6 +97,7 @@ class Context:
         "router",
         "settings",
         "shard_of",
+        "transactions",
         "view",
         "watches",
     )
@@ -110,6 +112,7 @@ class Context:
         id_prefix: str,
         secret: bytes,
         watches: Watches,
+        transactions: Transactions,
     ) -> None:
         self.router = router
         self.watches = watches
@@ -124,6 +127,7 @@ class Context:
         self._prefix = id_prefix.encode()
         self._next_id = 0
         self._secret = secret
+        self.transactions = transactions
         self._fresh = 0
 
     def fresh_bytes(self, count: int) -> bytes:

@@ -15,6 +15,7 @@ from kvstore.node.api.view import ClusterView
 from kvstore.node.metrics import NodeMetrics
 from kvstore.node.requests import Headers, Request, Response
 from kvstore.node.runtime import Runtime
+from kvstore.node.transactions import Transactions
 from kvstore.node.watch import Watches
 from kvstore.wire import api
 
@@ -85,7 +86,10 @@ class Api:
         )
         prefix = f"{view.me}-{runtime.dice.getrandbits(40):x}"
         secret = runtime.dice.getrandbits(256).to_bytes(32, "big")
-        self.context = Context(router, view, runtime.now, settings, self.metrics, prefix, secret, watches)
+        transactions = Transactions(router, runtime)
+        self.context = Context(
+            router, view, runtime.now, settings, self.metrics, prefix, secret, watches, transactions
+        )
         openapi_operation = Operation(
             "GET",
             "/v1/openapi.json",
@@ -132,8 +136,11 @@ class Api:
         limits = self.context.limits
         if target.startswith(_KEY_PREFIX) and method == "PUT":
             return "value_bytes_max", limits.value_bytes_max
-        if target.partition("?")[0] in ("/v1/batch", "/v1/txn"):
+        path = target.partition("?")[0]
+        if path == "/v1/batch":
             return "batch_bytes_max", limits.batch_bytes_max
+        if path == "/v1/txn":
+            return "txn_bytes_max", limits.txn_bytes_max
         return "body_bytes_max", _SMALL_BODY_BYTES
 
     def _route(self, request: Request) -> None:

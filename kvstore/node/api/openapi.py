@@ -50,6 +50,40 @@ _ITEM: Schema = {
 _EVENTS = ["start", "put", "delete", "expire", "progress", "compacted", "end", "error"]
 
 
+def _lock_schemas() -> dict[str, Schema]:
+    return {
+        "Claim": _object("ttl", ttl=_TEXT, wait=_TEXT, value=_TEXT, value_b64=_TEXT),
+        "Candidacy": _object("ttl value", ttl=_TEXT, wait=_TEXT, value=_TEXT, value_b64=_TEXT),
+        "Claimed": _object("token fence ttl_ms", token=_TEXT, fence=_COUNT, ttl_ms=_COUNT),
+        "Holder": _object(
+            "fence ttl_ms waiting", value=_TEXT, value_b64=_TEXT, fence=_COUNT, ttl_ms=_COUNT, waiting=_COUNT
+        ),
+        "Kept": _object("fence ttl_ms", fence=_COUNT, ttl_ms=_COUNT),
+        "Released": _object("released", released=_FLAG),
+    }
+
+
+def _txn_schemas(op: dict[str, Schema], result: dict[str, Schema]) -> dict[str, Schema]:
+    numbers = _object(eq=_COUNT, ne=_COUNT, lt=_COUNT, le=_COUNT, gt=_COUNT, ge=_COUNT)
+    texts = _object(eq=_TEXT, ne=_TEXT, lt=_TEXT, le=_TEXT, gt=_TEXT, ge=_TEXT)
+    compare = dict.fromkeys(("revision", "version", "create_revision"), numbers)
+    compare |= dict.fromkeys(("value", "value_b64"), texts) | {"key": _TEXT, "key_b64": _TEXT}
+    compare["lease"] = _object(eq=_TEXT, ne=_TEXT)
+    unconditional = {name: schema for name, schema in op.items() if name not in ("if_revision", "if_absent")}
+    branch = _list(_object("op", **unconditional))
+    lists = {"if": _list(_object("", **compare)), "then": branch, "else": branch}
+    return {
+        "Txn": {"type": "object", "properties": lists},
+        "TxnResults": _object(
+            "succeeded results revisions",
+            succeeded=_FLAG,
+            results=_list(_object("status", **result)),
+            revision=_COUNT,
+            revisions={"type": "object", "additionalProperties": _COUNT},
+        ),
+    }
+
+
 def _schemas() -> dict[str, Schema]:
     item = _ITEM
     op = item | {"op": {"enum": ["put", "get", "delete", "incr"]}}
@@ -73,14 +107,6 @@ def _schemas() -> dict[str, Schema]:
         ),
         "Batch": _object("ops", ops=_list(_object("op", **op))),
         "BatchResults": _object("results", results=_list(_object("status", **result))),
-        "Claim": _object("ttl", ttl=_TEXT, wait=_TEXT, value=_TEXT, value_b64=_TEXT),
-        "Candidacy": _object("ttl value", ttl=_TEXT, wait=_TEXT, value=_TEXT, value_b64=_TEXT),
-        "Claimed": _object("token fence ttl_ms", token=_TEXT, fence=_COUNT, ttl_ms=_COUNT),
-        "Holder": _object(
-            "fence ttl_ms waiting", value=_TEXT, value_b64=_TEXT, fence=_COUNT, ttl_ms=_COUNT, waiting=_COUNT
-        ),
-        "Kept": _object("fence ttl_ms", fence=_COUNT, ttl_ms=_COUNT),
-        "Released": _object("released", released=_FLAG),
         "Transfer": _object("to", to=_TEXT),
         "Transferred": _object("shard to", shard=_COUNT, to=_TEXT, leader={"type": ["string", "null"]}),
         "Rebuild": _object("node", node=_TEXT),
@@ -105,7 +131,7 @@ def _schemas() -> dict[str, Schema]:
     }
     rows = (view.ShardRow, view.NodeRow, view.ClusterRow, view.Routes, view.RebuildRow)
     _, described = msgspec.json.schema_components(rows, ref_template="#/components/schemas/{name}")
-    return schemas | described
+    return schemas | _lock_schemas() | _txn_schemas(op, result) | described
 
 
 def _answer(status: int, text: str, schema: str | None) -> dict[str, Any]:

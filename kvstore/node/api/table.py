@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvstore.node.api import batch, cluster, kv, locks, ops, ranges, watch
+from kvstore.node.api import batch, cluster, kv, locks, ops, ranges, txn, watch
 
 Handler = Callable[..., None]
 """Called with context, request, the raw path arguments, and the decoded query."""
@@ -149,7 +149,6 @@ OPERATIONS: tuple[Operation, ...] = (
         answers=((200, "One result per operation.", "BatchResults"),),
         errors=(400, 413, 415, 421, 422, 429, 503, 504),
     ),
-    Operation("POST", "/v1/txn", "txn", None, "Compare, then do one of two lists of operations."),
     Operation(
         "GET",
         "/v1/watch",
@@ -166,6 +165,17 @@ OPERATIONS: tuple[Operation, ...] = (
         ("Last-Event-ID",),
         answers=((200, "A stream of events.", "Event"),),
         errors=(400, 429, 503, 504),
+    ),
+    Operation(
+        "POST",
+        "/v1/txn",
+        "txn",
+        txn.txn,
+        "Compare, then do one of two lists of operations: all of it or nothing, over any shards.",
+        headers=_IDENTITY,
+        body="Txn",
+        answers=((200, "Which list was done, and the result of each of its operations.", "TxnResults"),),
+        errors=(400, 409, 413, 415, 421, 422, 429, 501, 503, 504, 507),
     ),
     Operation("POST", "/v1/leases", "lease_grant", None, "Grant a lease."),
     Operation("GET", "/v1/leases", "lease_list", None, "List leases."),

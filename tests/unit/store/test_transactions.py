@@ -18,7 +18,16 @@ from kvstore.store.results import (
     SESSION_UNKNOWN,
     TXN_FAILED,
 )
-from kvstore.store.transactions import COMMITTED, NO, PREPARED_MAX, UNKNOWN, YES, outcome_of
+from kvstore.store.transactions import (
+    COMMITTED,
+    EARLIER,
+    NO,
+    PREPARED_MAX,
+    UNDER_WAY,
+    UNKNOWN,
+    YES,
+    outcome_of,
+)
 from kvstore.store.txn_commands import AHEAD_MS_MAX, OPERATORS
 from tests.support.tablets import MakeTablet, Tablet
 from tests.support.transactions import EXCHANGE, ask, compare, decide, expire, prepare, txn
@@ -359,7 +368,7 @@ class TestExactlyOnce:
         tablet.run(txn_commands.finish([b"t"]))
         tablet.clock_ms += 100_000
         expire(tablet)
-        assert prepare(tablet, b"u", ([], [commands.incr(b"n")], []), whose=WHOSE) == [OK, COMMITTED, result]
+        assert prepare(tablet, b"u", ([], [commands.incr(b"n")], []), whose=WHOSE) == [OK, EARLIER, result]
         assert tablet.value(b"n") == b"1"
 
     def test_only_committed_is_a_result(self, tablet: Tablet) -> None:
@@ -370,6 +379,7 @@ class TestExactlyOnce:
     def test_same_request_is_prepared_once_at_a_time(self, tablet: Tablet) -> None:
         read = ([], [[0, b"a"]], [])
         prepare(tablet, b"t", read, whose=WHOSE)
+        assert prepare(tablet, b"u", read, whose=WHOSE) == [OK, UNDER_WAY]
         assert prepare(tablet, b"u", read, whose=WHOSE) == [OK, NO]
         decide(tablet, b"t", commit=False)
         assert prepare(tablet, b"v", read, whose=WHOSE)[1] == YES
@@ -395,7 +405,7 @@ class TestExactlyOnce:
         assert prepare(tablet, b"t", EXCHANGE, whose=whose)[1] == YES
         result = decide(tablet, b"t")[2]
         assert tablet.run_as(mark, commands.delete_range(b"", b"\x00")).replayed
-        assert prepare(tablet, b"u", EXCHANGE, whose=whose) == [OK, COMMITTED, result]
+        assert prepare(tablet, b"u", EXCHANGE, whose=whose) == [OK, EARLIER, result]
 
     def test_result_of_another_kind_of_request_is_not_taken_for_its_own(self, tablet: Tablet) -> None:
         tablet.run_as(Identity(b"s", 7), commands.put(b"z", b""))

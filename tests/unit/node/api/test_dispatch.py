@@ -76,7 +76,6 @@ def test_absolute_target_is_its_path(node: ApiNode) -> None:
 
 
 LATER = [
-    ("POST", "/v1/txn"),
     ("POST", "/v1/leases"),
     ("POST", "/v1/leases/keepalive"),
     ("GET", "/v1/leases/x"),
