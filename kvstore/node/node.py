@@ -109,15 +109,7 @@ class Node:
         self.recovery = Recovery(self.host, self.router)
         self.expiry = Expiry(self.host)
         self.boot = self._make_boot()
-        self.boot_runner = BootRunner(
-            self.boot,
-            self.directory,
-            runtime,
-            lambda node, state: self.host.post(node, Lane.CONTROL, state),
-            self._host_replicas,
-            self.host.fail,
-            prepare=self._create_replicas,
-        )
+        self.boot_runner = self._make_boot_runner()
         self.status = Status(self.host, transport, lambda: self._is_hosting)
         self._is_hosting = False
         self._listen()
@@ -185,6 +177,17 @@ class Node:
             config_hash(config),
             self._plan,
             lambda: self._files.entropy(16),
+        )
+
+    def _make_boot_runner(self) -> BootRunner:
+        return BootRunner(
+            self.boot,
+            self.directory,
+            self.runtime,
+            lambda node, state: self.host.post(node, Lane.CONTROL, state),
+            self._host_replicas,
+            self.host.fail,
+            prepare=self._create_replicas,
         )
 
     def _plan(self) -> tuple[ShardPlan, ...]:
