@@ -116,19 +116,25 @@ def _run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     directory = options.directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {seed}, everything in {directory}", flush=True)
-    with Target(target_name, directory, names, options.nodes, options.shards, options.mutant) as target:
-        try:
-            target.cluster.start()
-            target.cluster.wait_until_served(START_S)
-        except TargetError as error:
-            print(f"inconclusive: the cluster never came up\n{error}")
-            return INCONCLUSIVE
-        nemeses = target.nemeses(names, random.Random(seed))
-        outcome = asyncio.run(run(target.cluster, plan, nemeses, directory / "history.jsonl", _say))
+    try:
+        outcome = _carry_out(options, target_name, names, plan, directory)
+    except (TargetError, OSError) as error:
+        print(f"inconclusive: the run could not be carried out\n{error}")
+        return INCONCLUSIVE
     write_report(directory / "report.html", outcome)
     _print(outcome)
     print(f"report: {directory / 'report.html'}")
     return outcome.exit_code
+
+
+def _carry_out(
+    options: argparse.Namespace, target_name: str, names: tuple[str, ...], plan: Plan, directory: Path
+) -> Outcome:
+    with Target(target_name, directory, names, options.nodes, options.shards, options.mutant) as target:
+        target.cluster.start()
+        target.cluster.wait_until_served(START_S)
+        nemeses = target.nemeses(names, random.Random(plan.seed))
+        return asyncio.run(run(target.cluster, plan, nemeses, directory / "history.jsonl", _say))
 
 
 def _run_in_turn(options: argparse.Namespace, arguments: list[str]) -> int:

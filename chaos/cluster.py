@@ -17,6 +17,10 @@ class TargetError(Exception):
     """The cluster did not do what was asked of it in time; the message shows the ends of the logs."""
 
 
+class ToolError(OSError):
+    """A tool of the test could not do its part: says nothing of the cluster."""
+
+
 class Cluster:
     """Base. `client` holds the address of each node for clients; `directory` is for logs and records."""
 

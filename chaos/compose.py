@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from chaos.cluster import Cluster, TargetError
+from chaos.cluster import Cluster, TargetError, ToolError
 from chaos.nemeses import Fault, Nemesis
 from chaos.targets import MUTANTS, PROJECT, free_ports
 
@@ -70,12 +70,13 @@ class ComposeCluster(Cluster):
 
     def pause(self, name: str) -> None:
         """Freezes the container's whole process tree."""
-        self.paused.add(name)
         docker("pause", self.containers[name])
+        self.paused.add(name)
 
     def resume(self, name: str) -> None:
         self.paused.discard(name)
-        docker("unpause", self.containers[name])
+        if self.stands_still(name):
+            docker("unpause", self.containers[name])
 
     def stands_still(self, name: str) -> str:
         return "container paused" if self._state(name)["Paused"] else ""
@@ -152,7 +153,7 @@ def can_compose() -> str | None:
         return "needs a container engine that answers"
     try:
         _run([*compose_command(), "version"], dict(os.environ))
-    except TargetError:
+    except ToolError:
         return "needs docker-compose"
     return None
 
@@ -168,5 +169,5 @@ def _run(command: list[str], environment: dict[str, str]) -> str:
         check=False,
     )
     if done.returncode:
-        raise TargetError(f"{' '.join(command)}\n{done.stdout}")
+        raise ToolError(f"{' '.join(command)}: {done.stdout.strip()}")
     return done.stdout

@@ -158,6 +158,8 @@ class _Run:
             self._say(f"healed: every shard is served after {heal_s:.1f} s")
         except TargetError as error:
             self._wrong.append(f"the cluster did not come back: {error}")
+        except OSError as error:
+            self._troubles.append(f"could not heal: {error}")
         self._phases.append(("healing", begun, _now()))
         return heal_s
 
@@ -202,12 +204,16 @@ class _Run:
             await asyncio.sleep(self._dice.uniform(*plan.pause_s))
 
     async def _begin(self, nemesis: Nemesis) -> Fault | None:
+        now = _now()
         try:
-            return await asyncio.to_thread(nemesis.begin, _now())
+            return await asyncio.to_thread(nemesis.begin, now)
         except TargetError as error:
             self._wrong.append(f"{nemesis.kind}: {error}")
         except OSError as error:
-            self._troubles.append(f"{nemesis.kind} could not begin: {error}")
+            # Counts as a fault that did not bite.
+            if not nemesis.faults or nemesis.faults[-1].begun != now:
+                nemesis.faults.append(Fault(nemesis.kind, [], now))
+            nemesis.faults[-1].proof, nemesis.faults[-1].ended = f"could not begin: {error}", _now()
         return None
 
     def _end(self, nemesis: Nemesis, fault: Fault) -> None:

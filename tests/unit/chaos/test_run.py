@@ -1,13 +1,20 @@
 """Verdicts: a run that tested nothing is inconclusive, never good."""
 
+import random
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from chaos.callers import Caller
+from chaos.cluster import Cluster, TargetError
 from chaos.history import Operation
 from chaos.linearizability import check
-from chaos.nemeses import Fault
+from chaos.nemeses import Fault, Nemesis
 from chaos.report import page, write_report
-from chaos.run import INCONCLUSIVE, OK, VIOLATION, Outcome, Plan, judge, successes_by_phase
+from chaos.run import INCONCLUSIVE, OK, VIOLATION, Outcome, Plan, judge, run, successes_by_phase
+from chaos.workloads import WORKLOADS, Workload
+from tests.unit.chaos.scripted_server import Answer, scripted
 
 PHASES = [("before", 0.0, 5.0), ("faults", 5.0, 10.0), ("after", 10.0, 15.0), ("final reads", 15.0, 16.0)]
 
@@ -89,3 +96,54 @@ def test_the_report_of_a_good_run_shows_its_faults_and_phases(tmp_path: Path) ->
     assert "1 processes replaced by new ones" in told
     assert "final reads" in told
     assert "http" not in told.replace("http-equiv", ""), "nothing is loaded from outside"
+
+
+class Reading(Workload):
+    name = "reading"
+
+    async def step(self, caller: Caller) -> None:
+        await caller.get(self.keys.draw(caller))
+
+
+class Silent(Cluster):
+    """Nodes with which nothing ever happens."""
+
+    def is_running(self, name: str) -> bool:
+        return True
+
+    def wait_until_served(self, timeout_s: float = 30.0, names: object = None) -> float:
+        return 0.0
+
+
+class Scripted(Nemesis):
+    """A fault whose tool fails, or whose node does not do what it must."""
+
+    kind = "scripted"
+    error: Exception = OSError("no such tool")
+
+    def begin(self, now_s: float) -> Fault | None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [
+        (OSError("no such tool"), INCONCLUSIVE, "scripted did nothing"),
+        (TargetError("it went on"), VIOLATION, "scripted: it went on"),
+    ],
+)
+async def test_a_tool_that_fails_is_no_violation_and_a_node_that_misbehaves_is_one(
+    error: Exception, code: int, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WORKLOADS, "reading", Reading)
+    async with scripted(lambda arrived: Answer(404, {"code": "not-found"})) as server:
+        cluster = Silent(Path(), ["n1"], {"n1": server.address}, shards=1)
+        nemesis = Scripted(cluster, random.Random(1))
+        nemesis.error = error
+        plan = Plan(
+            workload="reading", nemeses=("scripted",), faults_s=0.05, seed=1, clients=2, quiet_s=0.05,
+            fault_s=(0, 0.01), pause_s=(0, 0.01), successes_min=1,
+        )  # fmt: skip
+        found = await run(cluster, plan, [nemesis], None, lambda text: None)
+    assert found.exit_code == code
+    assert word in "\n".join((*found.wrong, *found.reasons))
