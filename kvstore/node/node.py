@@ -22,6 +22,7 @@ from kvstore.node.handshake import Addresses
 from kvstore.node.host import Host
 from kvstore.node.identity import DataDirectory, Identity
 from kvstore.node.keeper import Keeper
+from kvstore.node.lease_ends import LeaseEnds
 from kvstore.node.quarantine import Quarantine
 from kvstore.node.rebuild import Rebuilds
 from kvstore.node.recovery import Recovery
@@ -108,6 +109,7 @@ class Node:
         self.rebuilds = Rebuilds(self.host, transport)
         self.recovery = Recovery(self.host, self.router)
         self.expiry = Expiry(self.host)
+        self.lease_ends = LeaseEnds(self.host, self.router)
         self.boot = self._make_boot()
         self.boot_runner = self._make_boot_runner()
         self.status = Status(self.host, transport, lambda: self._is_hosting)
@@ -361,4 +363,5 @@ class Node:
             return
         self.router.sweep()
         self.expiry.sweep()
+        self.lease_ends.sweep()
         self.runtime.call_later(self.host.settings.tick_s, self._sweep)

@@ -95,12 +95,15 @@ def put(
     if_present: bool = False,
     prev: bool = False,
     ttl_ms: int | None = None,
+    lease: bytes | None = None,
 ) -> Op:
     options: dict[str, Any] = {}
     if content_type is not None:
         options["content_type"] = content_type
     if ttl_ms is not None:
         options["ttl_ms"] = ttl_ms
+    if lease is not None:
+        options["lease"] = lease
     _add_conditions(options, if_revision, if_present=if_present, prev=prev)
     if if_absent:
         options["if_absent"] = True

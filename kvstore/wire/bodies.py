@@ -147,6 +147,17 @@ class ClaimBody(msgspec.Struct, forbid_unknown_fields=True):
     value_b64: Any = None
 
 
+class GrantBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Of a lease."""
+
+    ttl: str | int | float | None = None
+    id: str | None = None
+
+
+class KeepaliveBody(msgspec.Struct, forbid_unknown_fields=True):
+    leases: list[str]
+
+
 class RebuildBody(msgspec.Struct, forbid_unknown_fields=True):
     node: str
 
@@ -159,6 +170,10 @@ _json_incr = msgspec.json.Decoder(IncrBody)
 _packed_incr = msgspec.msgpack.Decoder(IncrBody)
 _json_transfer = msgspec.json.Decoder(TransferBody)
 _packed_transfer = msgspec.msgpack.Decoder(TransferBody)
+_json_grant = msgspec.json.Decoder(GrantBody)
+_packed_grant = msgspec.msgpack.Decoder(GrantBody)
+_json_keepalive = msgspec.json.Decoder(KeepaliveBody)
+_packed_keepalive = msgspec.msgpack.Decoder(KeepaliveBody)
 _json_claim = msgspec.json.Decoder(ClaimBody)
 _packed_claim = msgspec.msgpack.Decoder(ClaimBody)
 _json_rebuild = msgspec.json.Decoder(RebuildBody)
@@ -228,6 +243,18 @@ def transfer_body(headers: HeaderLookup, body: bytes) -> TransferBody:
 def claim_body(headers: HeaderLookup, body: bytes) -> ClaimBody:
     decoder: Any = _packed_claim if is_msgpack(headers) else _json_claim
     parsed: ClaimBody = decoded(decoder, body, 'an object with "ttl", and possibly "wait" and "value"')
+    return parsed
+
+
+def grant_body(headers: HeaderLookup, body: bytes) -> GrantBody:
+    decoder: Any = _packed_grant if is_msgpack(headers) else _json_grant
+    parsed: GrantBody = decoded(decoder, body, 'an object with "ttl", and possibly "id"')
+    return parsed
+
+
+def keepalive_body(headers: HeaderLookup, body: bytes) -> KeepaliveBody:
+    decoder: Any = _packed_keepalive if is_msgpack(headers) else _json_keepalive
+    parsed: KeepaliveBody = decoded(decoder, body, 'an object with "leases", a list of ids')
     return parsed
 
 

@@ -32,7 +32,7 @@ from kvstore.node.requests import Headers, Request, Response
 from kvstore.node.watch import Watches
 from kvstore.placement import ShardMap
 from kvstore.raft.messages import NORMAL, Configuration, Entry
-from kvstore.store import StoreLimits, commands, lock_commands, txn_commands
+from kvstore.store import StoreLimits, commands, lease_commands, lock_commands, txn_commands
 from kvstore.store.machine import Machine
 from kvstore.store.memory import MemoryEngines
 from kvstore.store.waits import WAITS
@@ -282,6 +282,8 @@ def _is_repeatable(op: commands.Op) -> bool:
     """Whether the op does the same however often it is applied, by an id of its own or doing nothing."""
     if op[0] == txn_commands.TXN:
         return all(each[0] == txn_commands.GET for branch in op[2:] for each in branch)
+    if op[0] in lease_commands.CHECKS:
+        return bool(op[0] != lease_commands.GRANT)
     return op[0] in lock_commands.CHECKS or op[0] in REPEATABLE_TXN_OPS
 
 

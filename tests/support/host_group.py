@@ -12,6 +12,7 @@ from typing import Any
 from kvstore.node.calls import Answer, ReadAnswer
 from kvstore.node.expiry import Expiry
 from kvstore.node.host import Host, HostSettings
+from kvstore.node.lease_ends import LeaseEnds
 from kvstore.node.replica import Replica, ReplicaLimits
 from kvstore.node.router import Router
 from kvstore.node.runtime import Lane
@@ -90,6 +91,7 @@ class HostedNode:
         self.host = Host(name, peers, self.runtime, self.transport, self.log, settings, self.fatal.append)
         self.router = Router(self.host, self.transport, ShardMap(group.shard_count))
         self.expiry = Expiry(self.host)
+        self.lease_ends = LeaseEnds(self.host, self.router)
         self.host.on_role_change = lambda replica: self.router.wake(replica.shard)
         self.files = SimFiles()
         self._group = group
@@ -112,6 +114,7 @@ class HostedNode:
     def _sweep(self) -> None:
         self.router.sweep()
         self.expiry.sweep()
+        self.lease_ends.sweep()
         self.runtime.call_later(self.host.settings.tick_s, self._sweep)
 
     def stop(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from kvstore.errors import InvalidArgument, TooLarge, Unsupported
+from kvstore.node.api import leases
 from kvstore.node.api.context import Context
 from kvstore.node.api.items import delete_fields, failure_fields, item_fields, put_fields
 from kvstore.node.api.kv import ttl_ms_of
@@ -52,12 +53,14 @@ class _Level:
 class Plan:
     """A batch taken apart: what to run in which level, and what failed before it ran."""
 
-    __slots__ = ("codes", "keys", "levels", "outcomes")
+    __slots__ = ("codes", "keys", "leases", "levels", "outcomes")
 
     def __init__(self, count: int) -> None:
         self.levels = [_Level()]
         self.codes: list[int] = [GET] * count
         self.keys: list[bytes] = [b""] * count
+        self.leases: dict[int, bytes] = {}
+        """Leases that puts tie their keys to, by position."""
         self.outcomes: list[Any] = [None] * count
         """Per operation: a store result (list), an item (list), None for an absent key, or an error."""
 
@@ -86,6 +89,8 @@ def plan_of(context: Context, ops: list[bodies.BatchOp]) -> Plan:
             if code != GET:
                 check_writable(key, f"$.ops[{position}].key")
             packed = pack(context, op, key, position)
+            if code == commands.PUT and len(packed) == 4 and "lease" in packed[3]:
+                plan.leases[position] = packed[3]["lease"]
         except (TooLarge, Unsupported) as error:
             plan.outcomes[position] = error
             continue
@@ -137,8 +142,6 @@ def _pack_put(context: Context, op: Any, key: bytes, position: int) -> list[Any]
     ):
         return [commands.PUT, key, value]
     where = f"$.ops[{position}]"
-    if op.lease is not None:
-        raise Unsupported(f"{where}.lease is not supported by this version", parameter="lease")
     if op.content_type is not None:
         limit = context.limits.content_type_bytes_max
         api.check_content_type(op.content_type, limit, f"{where}.content_type")
@@ -154,6 +157,7 @@ def _pack_put(context: Context, op: Any, key: bytes, position: int) -> list[Any]
         if_absent=op.if_absent,
         prev=op.prev,
         ttl_ms=None if op.ttl is None else ttl_ms_of(context, str(op.ttl), f"{where}.ttl"),
+        lease=None if op.lease is None else leases.lease_id_of(op.lease, f"{where}.lease"),
     )
 
 
@@ -276,13 +280,14 @@ class _Run:
             self.written[shard] = first_index + len(ops)
             identity = msgspec.structs.replace(identity, first_index=first_index)
         self.has_written = True
-        self.context.router.write_then(
-            shard,
-            commands.encode(identity, ops),
-            identity is not None,
-            self.deadline,
-            partial(self.write_done, shard, positions),
-        )
+        done = partial(self.write_done, shard, positions)
+        ties = self.plan.leases
+        tied = {index: ties[at] for index, at in enumerate(positions) if at in ties} if ties else None
+        if tied:
+            leases.write_tied_then(self.context, shard, ops, tied, identity, self.deadline, done)
+            return
+        command = commands.encode(identity, ops)
+        self.context.router.write_then(shard, command, identity is not None, self.deadline, done)
 
     def write_done(
         self, shard: ShardId, positions: list[int], answer: Answer | None, error: BaseException | None

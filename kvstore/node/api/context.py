@@ -14,6 +14,7 @@ from kvstore.errors import KvError, OutcomeUnknown, WrongRoute
 from kvstore.node.api.view import ClusterView
 from kvstore.node.calls import Answer, Call, Done, ReadAnswer
 from kvstore.node.flow import Promise
+from kvstore.node.leases import Leases
 from kvstore.node.metrics import NodeMetrics
 from kvstore.node.requests import JSON, MSGPACK, Headers, Request, Response
 from kvstore.node.transactions import Transactions
@@ -91,6 +92,7 @@ class Context:
         "_secret",
         "deadline_s",
         "key_bytes_max",
+        "leases",
         "limits",
         "metrics",
         "now",
@@ -111,12 +113,14 @@ class Context:
         metrics: NodeMetrics,
         id_prefix: str,
         secret: bytes,
+        leases: Leases,
         watches: Watches,
         transactions: Transactions,
     ) -> None:
         self.router = router
         self.watches = watches
         self.shard_of = router.shard_of
+        self.leases = leases
         self.view = view
         self.now = now
         self.settings = settings

@@ -12,6 +12,7 @@ from kvstore.node.api import kv, openapi
 from kvstore.node.api.context import ApiSettings, Context, Router
 from kvstore.node.api.table import OPERATIONS, Operation
 from kvstore.node.api.view import ClusterView
+from kvstore.node.leases import Leases
 from kvstore.node.metrics import NodeMetrics
 from kvstore.node.requests import Headers, Request, Response
 from kvstore.node.runtime import Runtime
@@ -87,8 +88,9 @@ class Api:
         prefix = f"{view.me}-{runtime.dice.getrandbits(40):x}"
         secret = runtime.dice.getrandbits(256).to_bytes(32, "big")
         transactions = Transactions(router, runtime)
+        leases = Leases(router, runtime)
         self.context = Context(
-            router, view, runtime.now, settings, self.metrics, prefix, secret, watches, transactions
+            router, view, runtime.now, settings, self.metrics, prefix, secret, leases, watches, transactions
         )
         openapi_operation = Operation(
             "GET",
@@ -137,7 +139,7 @@ class Api:
         if target.startswith(_KEY_PREFIX) and method == "PUT":
             return "value_bytes_max", limits.value_bytes_max
         path = target.partition("?")[0]
-        if path == "/v1/batch":
+        if path in ("/v1/batch", "/v1/leases/keepalive"):
             return "batch_bytes_max", limits.batch_bytes_max
         if path == "/v1/txn":
             return "txn_bytes_max", limits.txn_bytes_max

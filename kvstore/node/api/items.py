@@ -33,7 +33,7 @@ def item_fields(item: list[Any], is_msgpack: bool, key: bytes | None = None) -> 
     fields["revision"] = revision
     fields["create_revision"] = create_revision
     fields["version"] = version
-    fields["lease"] = lease
+    fields["lease"] = None if lease is None else lease.decode()
     if content_type is not None:
         fields["content_type"] = content_type
     return fields

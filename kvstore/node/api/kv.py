@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from kvstore.errors import Conflict, InvalidArgument, KeyNotFound, Unsupported
+from kvstore.errors import Conflict, InvalidArgument, KeyNotFound
+from kvstore.node.api import leases
 from kvstore.node.api.context import CONSISTENCIES, Context
 from kvstore.node.api.items import delete_fields, put_fields
 from kvstore.node.api.reserved import check_writable
@@ -35,7 +36,9 @@ def put(context: Context, request: Request, encoded_key: str, query: api.Query) 
         raise api.too_large("the value", "value_bytes_max", limits.value_bytes_max, len(value))
     options: dict[str, Any] = {}
     if query:
-        _refuse_unsupported(query, "lease")
+        lease = api.text_of(query, "lease")
+        if lease is not None:
+            options["lease"] = leases.lease_id_of(lease, "query parameter 'lease'")
         if api.flag_of(query, "prev"):
             options["prev"] = True
         ttl = api.text_of(query, "ttl")
@@ -151,12 +154,6 @@ def ttl_ms_of(context: Context, text: str, where: str) -> int:
     return api.duration_ms(text, where, limits.ttl_ms_min, limits.ttl_ms_max)
 
 
-def _refuse_unsupported(query: api.Query, *names: str) -> None:
-    for name in names:
-        if name in query:
-            raise Unsupported(f"query parameter {name!r} is not supported by this version", parameter=name)
-
-
 def _add_conditions(headers: Any, options: dict[str, Any], *, is_put: bool) -> None:
     """If-Match and If-None-Match as options of the op."""
     if_match = headers.get("If-Match")
@@ -182,13 +179,13 @@ def _write(context: Context, request: Request, op: list[Any], query: api.Query, 
     assert shard is not None
     if context.is_elsewhere(request, shard, bool(query) and api.flag_of(query, "redirect")):
         return
-    context.router.write_then(
-        shard,
-        commands.encode(identity, (op,)),
-        identity is not None,
-        context.deadline(request),
-        partial(_written, context, request, answered),
-    )
+    done = partial(_written, context, request, answered)
+    deadline = context.deadline(request)
+    if op[0] == commands.PUT and len(op) == 4 and "lease" in op[3]:
+        leases.write_tied_then(context, shard, [op], {0: op[3]["lease"]}, identity, deadline, done)
+        return
+    command = commands.encode(identity, (op,))
+    context.router.write_then(shard, command, identity is not None, deadline, done)
 
 
 def _written(

@@ -50,14 +50,24 @@ _ITEM: Schema = {
 _EVENTS = ["start", "put", "delete", "expire", "progress", "compacted", "end", "error"]
 
 
-def _lock_schemas() -> dict[str, Schema]:
+def _claim_schemas() -> dict[str, Schema]:
+    """Of leases, locks and elections."""
+    lease = {"lease": _TEXT, "ttl_ms": _COUNT}
+    listed = lease | {"remaining_ms": _COUNT}
+    kept = lease | {"status": _COUNT, "granted_ttl_ms": _COUNT, "code": _TEXT, "detail": _TEXT}
+    holder = {"value": _TEXT, "value_b64": _TEXT, "fence": _COUNT, "ttl_ms": _COUNT, "waiting": _COUNT}
     return {
+        "Grant": _object("ttl", ttl=_TEXT, id=_TEXT),
+        "Lease": _object("lease ttl_ms", **lease, granted_ttl_ms=_COUNT),
+        "Leases": _object("leases next", leases=_list(_object("lease ttl_ms", **listed)), next=_CURSOR),
+        "LeaseInfo": _object("lease ttl_ms remaining_ms keys more", **listed, keys=_list({}), more=_FLAG),
+        "Keepalive": _object("leases", leases=_list(_TEXT)),
+        "KeptLeases": _object("results", results=_list(_object("lease status", **kept))),
+        "Revoked": _object("lease revoked", lease=_TEXT, revoked=_FLAG, pending_shards=_list(_COUNT)),
         "Claim": _object("ttl", ttl=_TEXT, wait=_TEXT, value=_TEXT, value_b64=_TEXT),
         "Candidacy": _object("ttl value", ttl=_TEXT, wait=_TEXT, value=_TEXT, value_b64=_TEXT),
         "Claimed": _object("token fence ttl_ms", token=_TEXT, fence=_COUNT, ttl_ms=_COUNT),
-        "Holder": _object(
-            "fence ttl_ms waiting", value=_TEXT, value_b64=_TEXT, fence=_COUNT, ttl_ms=_COUNT, waiting=_COUNT
-        ),
+        "Holder": _object("fence ttl_ms waiting", **holder),
         "Kept": _object("fence ttl_ms", fence=_COUNT, ttl_ms=_COUNT),
         "Released": _object("released", released=_FLAG),
     }
@@ -131,7 +141,7 @@ def _schemas() -> dict[str, Schema]:
     }
     rows = (view.ShardRow, view.NodeRow, view.ClusterRow, view.Routes, view.RebuildRow)
     _, described = msgspec.json.schema_components(rows, ref_template="#/components/schemas/{name}")
-    return schemas | _lock_schemas() | _txn_schemas(op, result) | described
+    return schemas | _claim_schemas() | _txn_schemas(op, result) | described
 
 
 def _answer(status: int, text: str, schema: str | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvstore.node.api import batch, cluster, kv, locks, ops, ranges, txn, watch
+from kvstore.node.api import batch, cluster, kv, leases, locks, ops, ranges, txn, watch
 
 Handler = Callable[..., None]
 """Called with context, request, the raw path arguments, and the decoded query."""
@@ -42,7 +42,7 @@ class Operation(NamedTuple):
 
 
 _TTL = Parameter("ttl", "string", "Time to live, like 30s: the key is deleted when it has passed.")
-_LEASE = Parameter("lease", "string", "Lease to attach the key to.", False)
+_LEASE = Parameter("lease", "string", "Tie the key to this lease: it is deleted when that ends.")
 _WAIT = Parameter("wait", "string", "Hold the answer while the key is as If-None-Match says, like 30s.")
 _PREV = Parameter("prev", "boolean", "Give back what was replaced.")
 _REDIRECT = Parameter("redirect", "boolean", "Answer 307 to the leader instead of proxying.")
@@ -177,12 +177,72 @@ OPERATIONS: tuple[Operation, ...] = (
         answers=((200, "Which list was done, and the result of each of its operations.", "TxnResults"),),
         errors=(400, 409, 413, 415, 421, 422, 429, 501, 503, 504, 507),
     ),
-    Operation("POST", "/v1/leases", "lease_grant", None, "Grant a lease."),
-    Operation("GET", "/v1/leases", "lease_list", None, "List leases."),
-    Operation("POST", "/v1/leases/keepalive", "lease_keepalive_many", None, "Renew leases."),
-    Operation("GET", "/v1/leases/{id}", "lease_get", None, "A lease's remaining time and keys."),
-    Operation("DELETE", "/v1/leases/{id}", "lease_revoke", None, "Revoke a lease with its keys."),
-    Operation("PUT", "/v1/leases/{id}/keepalive", "lease_keepalive", None, "Renew a lease."),
+    Operation(
+        "POST",
+        "/v1/leases",
+        "lease_grant",
+        leases.grant,
+        "Grant a lease. With an id of the caller's own: 412 while a lease of that id lives.",
+        headers=_IDENTITY,
+        body="Grant",
+        answers=((201, "Granted.", "Lease"),),
+        errors=(400, 412, 415, 422, 429, 503, 504, 507),
+    ),
+    Operation(
+        "GET",
+        "/v1/leases",
+        "lease_list",
+        leases.list_all,
+        "The living leases, shard by shard.",
+        (
+            Parameter("limit", "integer", "Most leases of this answer."),
+            Parameter("cursor", "string", "Go on where an answer's next says."),
+        ),
+        answers=((200, "A page.", "Leases"),),
+        errors=(400, 503, 504),
+    ),
+    Operation(
+        "POST",
+        "/v1/leases/keepalive",
+        "lease_keepalive_many",
+        leases.keepalive_many,
+        "Renew many leases, each with its own result.",
+        body="Keepalive",
+        answers=((200, "One result per lease.", "KeptLeases"),),
+        errors=(400, 413, 415, 503, 504),
+    ),
+    Operation(
+        "GET",
+        "/v1/leases/{id}",
+        "lease_get",
+        leases.get,
+        "A lease's remaining time and keys.",
+        (Parameter("limit", "integer", "Most keys of this answer."),),
+        answers=((200, "It lives.", "LeaseInfo"),),
+        errors=(400, 404, 503, 504),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/leases/{id}",
+        "lease_revoke",
+        leases.revoke,
+        "Revoke a lease with its keys, and wait until all are deleted.",
+        headers=_IDENTITY,
+        answers=(
+            (200, "It has ended and its keys are gone.", "Revoked"),
+            (202, "It has ended; keys on the shards named are still to go.", "Revoked"),
+        ),
+        errors=(404, 422, 429, 503, 504),
+    ),
+    Operation(
+        "PUT",
+        "/v1/leases/{id}/keepalive",
+        "lease_keepalive",
+        leases.keepalive,
+        "Renew a lease.",
+        answers=((200, "So long it now lasts.", "Lease"),),
+        errors=(404, 503, 504),
+    ),
     Operation(
         "POST",
         "/v1/locks/{name}",

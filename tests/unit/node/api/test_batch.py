@@ -440,17 +440,6 @@ def test_limits_of_a_batch_are_named() -> None:
     ]
 
 
-@pytest.mark.parametrize("option", [{"lease": "x"}])
-def test_option_of_a_later_version_fails_its_operation_with_501(
-    node: ApiNode, option: dict[str, Any]
-) -> None:
-    results = batch(node, put("a", "1", **option), put("b"))
-    assert [(result["status"], result.get("code")) for result in results] == [
-        (501, "unsupported"),
-        (201, None),
-    ]
-
-
 @pytest.mark.parametrize("ttl", ["3s", 3, 3.0, "3000ms"])
 def test_a_put_of_a_batch_may_have_a_ttl(node: ApiNode, ttl: Any) -> None:
     assert [result["status"] for result in batch(node, put("a", "1", ttl=ttl), put("b"))] == [201, 201]

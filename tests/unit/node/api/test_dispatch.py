@@ -76,11 +76,6 @@ def test_absolute_target_is_its_path(node: ApiNode) -> None:
 
 
 LATER = [
-    ("POST", "/v1/leases"),
-    ("POST", "/v1/leases/keepalive"),
-    ("GET", "/v1/leases/x"),
-    ("PUT", "/v1/leases/x/keepalive"),
-    ("DELETE", "/v1/leases/x"),
     ("POST", "/v1/nodes"),
     ("DELETE", "/v1/nodes/n1"),
     ("POST", "/v1/nodes/n1/drain"),

@@ -330,13 +330,6 @@ def test_parameter_with_a_bad_value_is_400(node: ApiNode, query: str) -> None:
     node.problem(node.ask("GET", f"/v1/kv/a?{query}"), 400, "invalid-argument")
 
 
-@pytest.mark.parametrize(("method", "query"), [("PUT", "lease=x")])
-def test_what_a_later_version_brings_is_501_by_name(node: ApiNode, method: str, query: str) -> None:
-    document = node.problem(node.ask(method, f"/v1/kv/a?{query}"), 501, "unsupported")
-    assert document["parameter"] == query.partition("=")[0]
-    assert not node.router.calls
-
-
 def test_a_ttl_is_counted_from_the_shard_clock_and_told_as_what_is_left(node: ApiNode) -> None:
     node.router.clock_ms = 5_000
     assert node.ask("PUT", "/v1/kv/a?ttl=30s", b"1").status == 201
