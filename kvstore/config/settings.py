@@ -81,7 +81,7 @@ class Limits(Section, frozen=True):
     ] = 1000
     entry_bytes_max: Annotated[
         Bytes, Meta(description="bytes of one log entry; one larger command travels alone")
-    ] = 256 * KIB
+    ] = 128 * KIB
     txn_bytes_max: Annotated[Bytes, Meta(description="bytes of a transaction's body")] = MIB
     txn_ops_max: Annotated[
         Count, Meta(description="compares and operations of one transaction; bounds what it locks")
