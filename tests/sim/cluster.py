@@ -19,6 +19,7 @@ from kvstore.node.keeper import KeeperSettings
 from kvstore.node.node import Node
 from kvstore.node.replica import Replica
 from kvstore.node.requests import BodyStream, Request, Response
+from kvstore.node.requests import Sink as RequestSink
 from kvstore.node.runtime import Lane
 from kvstore.node.trace import Observe
 from kvstore.node.view import NodeView
@@ -126,12 +127,19 @@ class Machine:
 
 
 class SimCluster:
-    def __init__(self, world: World, nodes: int = 3, shards: int = 4, replication: int = 3) -> None:
+    def __init__(
+        self,
+        world: World,
+        nodes: int = 3,
+        shards: int = 4,
+        replication: int = 3,
+        history_revisions: int = 100_000,
+    ) -> None:
         self.world = world
         self.counts: dict[str, int] = {}
         self.network = Network(world, Random(f"{world.seed}/network"))
         # Every other seed syncs small batches on the loop.
-        self.config = _config(nodes, shards, replication, inline_sync_ms=world.seed % 2)
+        self.config = _config(nodes, shards, replication, world.seed % 2, history_revisions)
         self.machines = {
             node: Machine(SimFiles(Random(f"{world.seed}/disk/{node}").getrandbits(32)))
             for node in self.config.node_ids()
@@ -222,6 +230,14 @@ class SimCluster:
         process.runtime.call_soon(process.api.handle, request)
         return request
 
+    def open(
+        self, process: Process, method: str, target: str, headers: dict[str, str], sink: RequestSink
+    ) -> Request:
+        """Ask one life of a node, with a sink of the caller's own: for answers that are streams."""
+        request = Request(method, target, CIMultiDictProxy(CIMultiDict(headers)), b"", "10.0.0.9", sink)
+        process.runtime.call_soon(process.api.handle, request)
+        return request
+
     def hang_up(self, name: NodeId, request: Request | None) -> None:
         """The caller closes its connection."""
         process = self.processes.get(name)
@@ -288,12 +304,13 @@ class GatheredStream:
         self._done(Response(self._response.status, self._response.head, b"".join(self._pieces)))
 
 
-def _config(nodes: int, shards: int, replication: int, inline_sync_ms: int) -> Config:
+def _config(nodes: int, shards: int, replication: int, inline_sync_ms: int, history_revisions: int) -> Config:
     lines = [
         "cluster: sim",
         f"replication: {replication}",
         f"shards: {shards}",
         "virtual_nodes: 16",
+        f"history: {{revisions: {history_revisions}}}",
         f"storage: {{engine: memory, wal_segment_bytes: 65536, inline_sync_ms: {inline_sync_ms}}}",
         "nodes:",
     ]

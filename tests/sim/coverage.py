@@ -44,6 +44,8 @@ STATES = (
     "forwarded write",
     "log cut",
     "lock granted",
+    "change watched",
+    "watch told of compaction",
 )
 
 

@@ -19,6 +19,7 @@ from tests.sim.clients import Client
 from tests.sim.cluster import SimCluster
 from tests.sim.group_clients import GroupClient
 from tests.sim.lock_clients import LockClient
+from tests.sim.watch_clients import Truth, WatchClient
 
 
 class Stage(NamedTuple):
@@ -90,7 +91,19 @@ def locks(stage: Stage) -> Sequence[Caller]:
     return clients
 
 
-KINDS: tuple[Callable[[Stage], Sequence[Caller]], ...] = (registers, groups, locks)
+def watches(stage: Stage) -> Sequence[Caller]:
+    """Some that watch what the others do."""
+    dice = stage.dice_of("watches")
+    if dice.random() < 0.4:
+        return ()
+    truth = Truth(stage.cluster)
+    return [
+        WatchClient(stage.cluster, number, Random(f"{stage.cluster.world.seed}/watch/{number}"), truth)
+        for number in (40, 41, 42)
+    ]
+
+
+KINDS: tuple[Callable[[Stage], Sequence[Caller]], ...] = (registers, groups, locks, watches)
 
 
 def gather(stage: Stage) -> list[Caller]:

@@ -68,7 +68,9 @@ class Scenario:
         if trace:
             self.world.trace = []
         nodes = self.dice.choice((3, 3, 3, 4, 5))
-        self.cluster = SimCluster(self.world, nodes, shards=self.dice.choice((2, 4)), replication=3)
+        # Often so little history is kept that who is slow to watch it finds it gone.
+        history = Random(f"{seed}/history").choice((100_000, 100_000, 40))
+        self.cluster = SimCluster(self.world, nodes, self.dice.choice((2, 4)), 3, history)
         self.cluster.on_exit = self._on_exit
         if raft_trace is not None:
             self.cluster.observe = lambda name: Trace(name, raft_trace).of
