@@ -105,7 +105,7 @@ class Watcher:
     def begin(self) -> None:
         """Say where the watch begins, and join the feeds there."""
         self._write(self.style.line("start", self.position()))
-        if not self.is_paused:
+        if not (self.is_paused or self.is_closed):
             self._join()
 
     # ---- telling ---------------------------------------------------------------------------------

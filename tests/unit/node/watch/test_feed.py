@@ -255,6 +255,19 @@ def test_watches_that_close_leave_no_feed(group: HostGroup) -> None:
     assert not group[N1].host.on_applied
 
 
+def test_a_caller_that_went_before_the_first_line_is_not_fed(group: HostGroup) -> None:
+    watching = Watching(group, N1)
+    _, reader = watching.open(room=10)
+    reader.is_open = False
+    gone = Reader()
+    gone.is_open = False
+    watcher = watching.watches.open(EVERYTHING, STYLES[LINE, False], {SHARD: behind(0)}, {SHARD: 0}, gone)
+    assert watcher.is_closed
+    put_all(group, "ab")
+    group.run(0.5)
+    assert not watching.watches.feeds, "both were found gone"
+
+
 def test_a_paused_watch_keeps_its_feed(group: HostGroup) -> None:
     watching = Watching(group, N1)
     _, reader = watching.open(room=1)
