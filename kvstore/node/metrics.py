@@ -114,6 +114,7 @@ class NodeMetrics:
         self._scrapers: list[Callable[[], None]] = []
         self._request_cells: dict[tuple[str, str, int], _RequestCell] = {}
         self._add_api()
+        self._add_watches()
         self._add_raft()
         self._add_disk()
         self._add_process()
@@ -139,6 +140,24 @@ class NodeMetrics:
         self.http_refused = self._counter(
             "kv_http_refused_total", "Requests that could not be read: malformed, too large or too slow."
         )
+
+    def _add_watches(self) -> None:
+        self.watchers = self._gauge("kv_watch_watchers", "Open watches.")
+        self.watchers_behind = self._gauge(
+            "kv_watch_behind", "Places in shards where a watch reads the log because it is not up to date."
+        )
+        self.watch_lag_revisions = self._gauge(
+            "kv_watch_lag_revisions",
+            "Revisions applied here that feeds have not told yet, the worst shard's.",
+        )
+        self.watch_events = self._counter("kv_watch_events_total", "Changes told, once for each watch.")
+        self.watch_pauses = self._counter(
+            "kv_watch_pauses_total", "Times that a watch left its feeds because its reader was slow."
+        )
+        self.watch_compacted = self._counter(
+            "kv_watch_compacted_total", "Watches that ended because their history was gone."
+        )
+        self.waiting_reads = self._gauge("kv_waiting_reads", "Long polls and other reads that wait.")
 
     def _add_raft(self) -> None:
         shard = ("shard",)

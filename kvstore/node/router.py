@@ -186,6 +186,10 @@ class Router:
         if replica is not None:
             replica.parked.drop(call)
 
+    @property
+    def wait_count(self) -> int:
+        return len(self._waits)
+
     def end_waits(self) -> None:
         """This node stops: whoever waits must ask another."""
         self.waits_max = 0

@@ -32,10 +32,23 @@ def scraper(metrics: NodeMetrics, node: Node, links: PeerLinks, http: HttpServer
         metrics.raft_proposals_applied.of().value = sum(
             replica.machine.applied for replica in node.host.replicas.values()
         )
+        _fill_watches(metrics, node)
         for replica in node.host.replicas.values():
             _fill_replica(metrics, replica)
 
     return fill
+
+
+def _fill_watches(metrics: NodeMetrics, node: Node) -> None:
+    watches = node.watches
+    feeds = watches.feeds.values()
+    metrics.watchers.of().value = len(watches.watchers)
+    metrics.watchers_behind.of().value = sum(feed.behind_count for feed in feeds)
+    metrics.watch_lag_revisions.of().value = max((feed.lag for feed in feeds), default=0)
+    metrics.watch_events.of().value = watches.event_count
+    metrics.watch_pauses.of().value = watches.paused_count
+    metrics.watch_compacted.of().value = watches.compacted_count
+    metrics.waiting_reads.of().value = node.router.wait_count
 
 
 def _fill_replica(metrics: NodeMetrics, replica: Replica) -> None:

@@ -69,6 +69,12 @@ class Feed:
         return len(self._behind) + (0 if self.replay is None else len(self.replay.interests))
 
     @property
+    def lag(self) -> int:
+        """Revisions that are applied here and not told yet."""
+        newest = self._source.newest()
+        return 0 if newest is None else max(0, newest + 1 - revision_of(self.live.at))
+
+    @property
     def is_fresh(self) -> bool:
         """What is told here is hardly older than the shard."""
         return self._source.is_fresh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
+from itertools import islice
 from typing import Any, Final
 
 from kvstore.errors import Overloaded, Unavailable
@@ -20,6 +21,8 @@ from kvstore.wire.api import problem_document
 PROGRESS_S: Final = 10.0
 BUCKETS: Final = 100
 """Progress lines of all watches are spread evenly over the period."""
+FLUSHED_AT_ONCE: Final = 256
+"""Watches that are written to in one turn of the loop: each costs a call of the kernel."""
 REPLAY_STEPS: Final = 4
 """Slices of replays that are read in one turn of the loop."""
 
@@ -48,6 +51,7 @@ class Watches:
         self._on_applied = on_applied
         self._replays: dict[Feed, None] = {}
         self._is_replaying = False
+        self._is_flushing = False
         self._buckets: list[dict[Watcher, None]] = [{} for _ in range(BUCKETS)]
         self._bucket = 0
         self._is_ticking = False
@@ -113,10 +117,21 @@ class Watches:
     # ---- telling ---------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        while self.touched:
-            touched, self.touched = self.touched, {}
-            for watcher in touched:
-                watcher.flush()
+        """Write what watches have been given; if many have, some in this turn of the loop and others later."""
+        if self._is_flushing:
+            return
+        some = list(islice(self.touched, FLUSHED_AT_ONCE))
+        for watcher in some:
+            del self.touched[watcher]
+        for watcher in some:
+            watcher.flush()
+        if self.touched:
+            self._is_flushing = True
+            self.runtime.call_soon(self._flush_on)
+
+    def _flush_on(self) -> None:
+        self._is_flushing = False
+        self.flush()
 
     def shared_line(self, style: Style, event: Event) -> bytes:
         """For watches over all shards that are up to date in each: they all stand where the feeds do."""

@@ -134,7 +134,8 @@ class Watcher:
         return seal_all([part.position for part in self.parts.values()])
 
     def tell_progress(self, line: bytes) -> None:
-        if not self.is_paused:
+        self.flush()
+        if not (self.is_paused or self.is_closed):
             self._write(line)
 
     def _write(self, piece: bytes) -> None:
