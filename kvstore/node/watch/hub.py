@@ -117,7 +117,7 @@ class Watches:
     # ---- telling ---------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Write what watches have been given; if many have, some in this turn of the loop and others later."""
+        """Write what watches have been given: if many have, some in this turn of the loop, others later."""
         if self._is_flushing:
             return
         some = list(islice(self.touched, FLUSHED_AT_ONCE))
