@@ -58,12 +58,14 @@ class Beats:
         if sent is None or sent.led != led:
             sent = self._sent[node] = Heard((sent.version if sent else 0) + 1, led)
         known = self._confirmed.get(node) == sent.version
-        beat = Beat(sent.version, self._seq, None if known else sent.led, clocks)
+        lines = tuple((shard, clock_ms) for shard, clock_ms, _ in clocks)
+        terms = tuple(term for _, _, term in clocks)
+        beat = Beat(sent.version, self._seq, None if known else sent.led, lines, terms)
         self._host.post(node, Lane.CONTROL, beat)
 
     def on_beat(self, node: NodeId, beat: Beat) -> None:
-        for shard, clock_ms in beat.clocks:
-            self._host.clocks.hear(shard, clock_ms)
+        for (shard, clock_ms), term in zip(beat.clocks, beat.terms, strict=False):
+            self._host.clocks.hear(shard, clock_ms, term)
         heard = self._heard.get(node)
         if beat.led is not None:
             heard = self._heard[node] = Heard(beat.version, beat.led)

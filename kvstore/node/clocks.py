@@ -1,8 +1,11 @@
 """Shard clocks on this node: heard from leaders, kept over a restart, told to whoever builds a deadline.
 
-Every replica runs its shard's clock on from the highest value it has logged or heard, at the pace of
-CLOCK_BOOTTIME. So whoever is elected goes on where the clock is, and a deadline is moved by no failover.
-What is heard was true when it was sent, and time only adds to it: no estimate is ahead of the clock.
+Every replica runs its shard's clock on from what the newest leader has told, at the pace of CLOCK_BOOTTIME.
+So whoever is elected goes on where the clock is, and a deadline is moved by no failover. What is heard was
+true when it was sent, and time only adds to it: no estimate is ahead of that leader's clock.
+
+The word of a newer leader counts also where it is lower. A leader that knew the clock a little late has set
+deadlines by its own; who slept through its time, and would have been ahead, must not go on from there.
 
 A leader tells its clocks in every beat where something is due some day, and all of them now and then. A
 process that starts knows the clock of its last log record, hence one record for all shards with deadlines
@@ -14,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from kvstore.types import NodeId, ShardId, node_of
+from kvstore.types import NodeId, ShardId, Term, node_of
 from kvstore.wal import ClockRecord
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ HEARD_FOR_S: Final = 60.0
 """How long a clock that was heard may be run on here, for a shard whose leader is elsewhere: should all its
 replicas stand still meanwhile, its clock does too."""
 
-Clocks = tuple[tuple[ShardId, int], ...]
+Clocks = tuple[tuple[ShardId, int, Term], ...]
 
 
 class ShardClocks:
@@ -45,15 +48,15 @@ class ShardClocks:
         for shard, clock_ms in clocks.items():
             replica = self._host.replicas.get(shard)
             if replica is not None:
-                replica.hear_clock(clock_ms, now)
+                replica.restore_clock(clock_ms, now)
 
-    def hear(self, shard: ShardId, clock_ms: int) -> None:
-        """A leader, or who has its answer, says that the shard's clock is at least this."""
+    def hear(self, shard: ShardId, clock_ms: int, term: Term | None = None) -> None:
+        """The leader of `term`, or who has an answer of some leader, says that the shard's clock is this."""
         now = self._host.runtime.now()
         self._heard[shard] = (clock_ms, now)
         replica = self._host.replicas.get(shard)
-        if replica is not None:
-            replica.hear_clock(clock_ms, now)
+        if replica is not None and term is not None:
+            replica.hear_clock(clock_ms, term, now)
 
     def of(self, shard: ShardId) -> int | None:
         """The shard's clock (ms) by what is known here, or None. Never ahead of it, unless the shard had no
@@ -66,15 +69,15 @@ class ShardClocks:
         age_s = now - heard_at
         return None if age_s >= HEARD_FOR_S else heard_ms + int(age_s * 1000)
 
-    def told(self, number: int) -> dict[NodeId, list[tuple[ShardId, int]]]:
+    def told(self, number: int) -> dict[NodeId, list[tuple[ShardId, int, Term]]]:
         """What beat `number` tells each node."""
         now = self._host.runtime.now()
         tells_all = number % TELL_ALL_EVERY == 0
-        told: dict[NodeId, list[tuple[ShardId, int]]] = {}
+        told: dict[NodeId, list[tuple[ShardId, int, Term]]] = {}
         for shard, replica in self._host.replicas.items():
             if replica.led_term is None or not (tells_all or replica.machine.next_deadline_ms is not None):
                 continue
-            line = (shard, replica.stamp_ms(now))
+            line = (shard, replica.stamp_ms(now), replica.led_term)
             for member in replica.core.configuration.members():
                 if member != replica.me:
                     told.setdefault(node_of(member), []).append(line)

@@ -99,6 +99,10 @@ class Replica:
         self.clock_base_ms = 0
         self.clock_base_at = 0.0
         """The shard clock as last logged or heard, and when: it runs on from there (`clocks`)."""
+        self.clock_term = Term(0)
+        """The term of the leader whose clock it is."""
+        self.stamped_term = Term(0)
+        """Of the newest entry applied here that carries a clock."""
         self.heard_at = -1.0
         """When a leader's word last covered everything applied here; bounds a stale read's age."""
         self.round_sent_at: dict[int, float] = {}
@@ -121,19 +125,42 @@ class Replica:
 
     def start_clock(self, now: float) -> None:
         self.clock_base_ms, self.clock_base_at = self.machine.clock_ms, now
+        self.clock_term = self.stamped_term = self.core.log.last_term
 
-    def hear_clock(self, clock_ms: int, now: float) -> None:
-        """The shard clock is known to be at least `clock_ms` now."""
+    def restore_clock(self, clock_ms: int, now: float) -> None:
+        """An earlier life of this node has logged that the clock is at least this."""
         if clock_ms > self.stamp_ms(now):
             self.clock_base_ms, self.clock_base_at = clock_ms, now
 
+    def hear_clock(self, clock_ms: int, term: Term, now: float) -> None:
+        """What the leader of `term` has told. It counts also where it is lower: crystals differ."""
+        if self.led_term is None and term >= max(self.clock_term, self.core.term):
+            self._set_clock(max(clock_ms, self.machine.clock_ms), term, now)
+
+    def _set_clock(self, clock_ms: int, term: Term, now: float) -> None:
+        self.clock_base_ms, self.clock_base_at, self.clock_term = clock_ms, now, term
+        self.core.clock_ms, self.core.clock_term = clock_ms, term
+
     def run_clock(self, now: float) -> None:
-        """Take what entries and votes have told, and let votes tell what is known here."""
-        self.hear_clock(max(self.core.clock_ms, self.machine.clock_ms), now)
-        self.core.clock_ms = self.stamp_ms(now)
+        """Take what entries and votes have told, and let votes tell what is known here. A leader goes by
+        its own clock from the moment it leads: what it hears then must not move what it has set."""
+        core, machine = self.core, self.machine
+        if self.led_term is None or self.clock_term != self.led_term:
+            if (core.clock_term, core.clock_ms) > (self.clock_term, self.stamp_ms(now)):
+                self._set_clock(core.clock_ms, core.clock_term, now)
+            if self.stamped_term > self.clock_term:
+                self._set_clock(machine.clock_ms, self.stamped_term, now)
+        if self.led_term is not None and self.clock_term != self.led_term:
+            for entry in core.log.between(machine.applied, core.last_index):
+                if entry.kind == NORMAL and self.clock_term < entry.term < self.led_term:
+                    self._set_clock(commands.clock_of(entry.payload), entry.term, now)
+            self.clock_term = self.led_term
+        if machine.clock_ms > self.stamp_ms(now):
+            self.clock_base_ms, self.clock_base_at = machine.clock_ms, now
+        core.clock_ms, core.clock_term = self.stamp_ms(now), self.clock_term
 
     def stamp_ms(self, now: float) -> int:
-        """The shard clock: the highest known and what has passed since. The leader's is the next entry's."""
+        """The shard clock: what is known of it, and what has passed since. The leader's stamps entries."""
         return self.clock_base_ms + int((now - self.clock_base_at) * 1000)
 
     @property
@@ -260,6 +287,10 @@ class Replica:
             # Nothing is in: the same entries are applied again once there is space.
             self.committed.extendleft(reversed(entries))
             raise
+        for entry in reversed(entries):
+            if entry.kind == NORMAL:
+                self.stamped_term = entry.term
+                break
         self.unflushed_bytes += size
         self.core.applied(entries[-1].index)
         self.core.clock_ms = max(self.core.clock_ms, self.machine.clock_ms)
@@ -413,6 +444,7 @@ class Replica:
         """Swap in an installed snapshot; returns the old machine and directory for disposal."""
         old = self.machine, self.directory
         self.machine, self.directory = machine, directory
+        self.stamped_term = max(self.stamped_term, meta.term)
         self.committed.clear()
         self.committed_until = meta.index
         for index in [index for index in self.in_flight if index <= meta.index]:

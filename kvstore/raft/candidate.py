@@ -72,6 +72,7 @@ def _ask(core: Core, term: Term, *, is_pre_vote: bool, is_transfer: bool) -> Non
                     clock_ms=core.clock_ms,
                     commit=core.commit,
                     commit_term=core.commit_term,
+                    clock_term=core.clock_term,
                 )
             )
 
@@ -89,8 +90,8 @@ def learn(core: Core, message: VoteRequest | VoteReply) -> None:
     A restarted voter may not know that a change of members is committed, campaign in the old
     configuration, and be refused there for ever by replicas that know better but may not lead.
     """
-    if message.clock_ms > core.clock_ms:
-        core.clock_ms = message.clock_ms
+    if (message.clock_term, message.clock_ms) > (core.clock_term, core.clock_ms) and not core.is_leader:
+        core.clock_term, core.clock_ms = message.clock_term, message.clock_ms
     is_news = message.commit > core.commit and not core.is_leader
     if is_news and core.log.matches(message.commit, message.commit_term):
         core.commit_to(message.commit)
@@ -168,6 +169,7 @@ def _answer(core: Core, message: VoteRequest, *, is_granted: bool) -> None:
             clock_ms=core.clock_ms,
             commit=core.commit,
             commit_term=core.commit_term,
+            clock_term=core.clock_term,
         )
     )
 

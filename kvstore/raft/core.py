@@ -55,6 +55,7 @@ class Core:
         "_handlers",
         "applied_index",
         "clock_ms",
+        "clock_term",
         "commit",
         "confirmed_round",
         "configuration",
@@ -128,8 +129,9 @@ class Core:
         self.is_leader = False
         self.leader: ReplicaId | None = None
         self._handlers = _HANDLERS[Role.FOLLOWER]
-        self.clock_ms = 0
-        """Highest shard clock known here; the host raises it, votes carry it."""
+        self.clock_ms, self.clock_term = 0, Term(0)
+        """The shard clock as known here, and the term of the leader whose clock it is; the host runs it on,
+        votes carry it. The newest leader's word counts, also where it is lower."""
         self.quiet = False
         """Set by the host on a leader that `can_be_quiet`: no heartbeats until something happens."""
         self._start_clocks()

@@ -72,11 +72,13 @@ class VoteRequest(msgspec.Struct, frozen=True, array_like=True, tag=1):
     is_transfer: bool
     """The leader asked for this election (TimeoutNow): voters need not wait for its silence."""
     clock_ms: int = 0
-    """Highest shard clock the sender has logged or heard."""
+    """The shard clock as the sender knows it."""
     commit: LogIndex = LogIndex(0)
     commit_term: Term = Term(0)
     """The sender's last committed entry. Whoever holds that entry learns that it is committed, and so
     perhaps that another configuration decides this election."""
+    clock_term: Term = Term(0)
+    """The term of the leader whose clock `clock_ms` goes by."""
 
 
 class VoteReply(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -88,6 +90,7 @@ class VoteReply(msgspec.Struct, frozen=True, array_like=True, tag=2):
     clock_ms: int = 0
     commit: LogIndex = LogIndex(0)
     commit_term: Term = Term(0)
+    clock_term: Term = Term(0)
     """As in `VoteRequest`."""
 
 

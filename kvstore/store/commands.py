@@ -173,6 +173,12 @@ def payload(clock_ms: int, commands: Sequence[bytes]) -> bytes:
     return b"".join((head, _encode(clock_ms), *commands))
 
 
+def clock_of(packed: bytes) -> int:
+    """The shard clock that the payload of a NORMAL entry carries."""
+    clock_ms: int = _decode(packed)[0]
+    return clock_ms
+
+
 def check(command: bytes) -> None:
     """Refuse a command that `Machine.apply` could not carry out.
 

@@ -72,7 +72,9 @@ class Beat(msgspec.Struct, frozen=True, array_like=True, tag=2):
     led: tuple[tuple[ShardId, ReplicaId, Term], ...] | None
     """The whole set of `version`; None: the receiver has said that it knows it."""
     clocks: tuple[tuple[ShardId, int], ...]
-    """Shard clocks (ms) of shards with deadlines, also of quiet ones."""
+    """Clocks (ms) of shards that the sender leads, also of quiet ones."""
+    terms: tuple[Term, ...] = ()
+    """The sender's term in each of these shards."""
 
 
 class BeatReply(msgspec.Struct, frozen=True, array_like=True, tag=3):

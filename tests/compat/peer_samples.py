@@ -48,7 +48,7 @@ RAFT = (
 
 SAMPLES: list[peer.PeerMessage] = [
     peer.Hello(1, "demo", ID, N1, 77, 1, b"hash", ADDRESS),
-    peer.Beat(3, 1000, ((SHARD, A, TERM),), ((SHARD, 90_000),)),
+    peer.Beat(3, 1000, ((SHARD, A, TERM),), ((SHARD, 90_000),), (TERM,)),
     peer.BeatReply(3, 1000, (SHARD,), True),
     peer.RaftMessages(SHARD, RAFT),
     peer.ForwardWrite(9, SHARD, b"\x91\xc0", True, 5000),

@@ -17,6 +17,7 @@ from kvstore.node.replica import Replica
 from kvstore.raft.messages import AppendRequest
 from kvstore.store import apply, commands, deadlines, expiry, keys
 from kvstore.store.draft import Draft
+from kvstore.types import Term
 from tests.sim.guards import Remove
 from tests.sim.script import N1, N2, N3, Edit, Script, with_timeouts
 
@@ -173,6 +174,59 @@ def test_pitfall_04_shows_when_each_leader_begins_anew(monkeypatch: pytest.Monke
     _begin_deadlines_anew(monkeypatch)
     with pytest.raises(AssertionError):
         leaders_change_faster_than_keys_die()
+
+
+# --- 4, the other way: a leader that slept brings a clock that is ahead of its successor's
+
+
+def a_leader_that_slept_knows_a_later_clock() -> None:
+    """Whoever follows it has heard of its clock late, and goes on from there: by that much its own clock is
+    behind. What it sets must not meet the sleeper's clock."""
+    script = Script()
+    script.start()
+    script.lead(N1)
+    _put_with_ttl(script, "x", 600.0)
+    faults = script.network.faults
+    faults.delay_low = faults.delay_high = 0.3
+    for name in (N2, N3):
+        script.kill(name)
+        script.restart(name)
+        script.run(3.0)
+    script.process(N1).runtime.paused_until = script.world.now + 6.0
+    faults.delay_low, faults.delay_high = 0.0002, 0.002
+    script.run_until(lambda: script.leader() not in (None, N1), 5.5, "another leader")
+    leader = script.leader()
+    assert leader is not None
+    asked_at = script.world.now
+    assert script.ask(leader, "PUT", "/v1/kv/a?ttl=9s", b"1").status in (200, 201)
+    script.run(7.0)
+    script.lead(N1)
+    died_at = _time_of_death(script, "a", 8.0)
+    assert died_at >= asked_at + 9.0, f"{asked_at + 9.0 - died_at} s early"
+    assert died_at <= asked_at + 9.8
+    script.check()
+
+
+def _go_by_the_highest_clock(patch: pytest.MonkeyPatch) -> None:
+    def hear(replica: Replica, clock_ms: int, term: Term, now: float) -> None:
+        replica.restore_clock(clock_ms, now)
+
+    def run(replica: Replica, now: float) -> None:
+        replica.restore_clock(max(replica.core.clock_ms, replica.machine.clock_ms), now)
+        replica.core.clock_ms = replica.stamp_ms(now)
+
+    patch.setattr(Replica, "hear_clock", hear)
+    patch.setattr(Replica, "run_clock", run)
+
+
+def test_pitfall_04_a_leader_that_slept_brings_no_clock_of_its_own() -> None:
+    a_leader_that_slept_knows_a_later_clock()
+
+
+def test_pitfall_04_shows_when_the_highest_clock_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    _go_by_the_highest_clock(monkeypatch)
+    with pytest.raises(AssertionError, match="early"):
+        a_leader_that_slept_knows_a_later_clock()
 
 
 # --- 3: a leader that slept takes what others have renewed (etcd #15247 #12528)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from kvstore.node.clocks import HEARD_FOR_S, LOG_EVERY_S, TELL_ALL_EVERY
+from kvstore.raft.messages import VoteReply
 from kvstore.store import commands
-from kvstore.types import ShardId
+from kvstore.types import ShardId, Term
 from kvstore.wal import ClockRecord
-from kvstore.wire.peer import Beat
+from kvstore.wire.peer import Beat, RaftMessages
 from tests.support.host_group import N1, N2, N3, SHARD, HostedNode, HostGroup
 
 
@@ -54,12 +55,51 @@ def test_clocks_without_a_deadline_are_told_now_and_then() -> None:
     assert len([clocks for clocks in told if SHARD in clocks]) == 2 * 3
 
 
-def test_an_older_word_does_not_put_a_clock_back() -> None:
+def test_the_word_of_a_leader_before_counts_no_more() -> None:
+    group = _with_a_deadline()
+    group.lead(N3)
+    group.run(10.0)
+    replica, before = group[N2].replica(), _clock(group[N2])
+    for clock_ms in (before - 5_000, before + 5_000):
+        replica.hear_clock(clock_ms, Term(replica.core.term - 1), group[N2].now)
+        assert _clock(group[N2]) == before
+
+
+def test_the_newest_leader_s_word_counts_also_where_it_is_lower() -> None:
     group = _with_a_deadline()
     group.run(10.0)
-    before = _clock(group[N2])
-    group[N2].replica().hear_clock(before - 5_000, group[N2].now)
-    assert _clock(group[N2]) == before
+    replica, before = group[N2].replica(), _clock(group[N2])
+    replica.hear_clock(before - 300, replica.core.term, group[N2].now)
+    replica.run_clock(group[N2].now)
+    assert _clock(group[N2]) == before - 300
+
+
+def test_no_word_puts_a_clock_below_what_is_applied() -> None:
+    group = _with_a_deadline()
+    group.run(2.0)
+    group.write(N1, commands.put(b"b", b"1")).wait()
+    group.run(0.5)
+    replica = group[N2].replica()
+    replica.hear_clock(0, replica.core.term, group[N2].now)
+    assert _clock(group[N2]) == replica.machine.clock_ms > 0
+
+
+def test_a_leader_goes_by_its_own_clock_whatever_it_hears() -> None:
+    group = _with_a_deadline()
+    replica, before = group[N1].replica(), _clock(group[N1])
+    replica.hear_clock(before + 5_000, Term(replica.core.term + 1), group[N1].now)
+    vote = VoteReply(
+        source=group[N2].replica().me,
+        target=replica.me,
+        term=replica.core.term,
+        is_granted=True,
+        is_pre_vote=False,
+        clock_ms=before + 5_000,
+        clock_term=replica.core.term,
+    )
+    group.deliver(N2, N1, RaftMessages(SHARD, (vote,)))
+    replica.run_clock(group[N1].now)
+    assert _clock(group[N1]) == before
 
 
 def test_votes_tell_the_clock_as_it_is_and_not_as_it_was_applied() -> None:

@@ -353,7 +353,7 @@ class TestLeases:
 
     def test_a_new_leader_goes_on_from_the_highest_clock_it_knows(self, group: HostGroup) -> None:
         core = group[N2].replica().core
-        core.clock_ms = 5_000_000
+        core.clock_ms, core.clock_term = 5_000_000, Term(core.term + 1)
         group.lead(N2)
         answer = group.write(N2, commands.put(b"a", b"1")).wait()
         assert 5_000_000 <= answer.clock_ms < 5_002_000
