@@ -75,7 +75,11 @@ class Caller:
         self.world.after(self.dice.uniform(0, 0.2), self._next)
 
     def _next(self) -> None:
-        if not self.is_stopped:
+        if self.is_stopped:
+            return
+        if self.world.now < self.cluster.lull_until:
+            self.world.at(self.cluster.lull_until + self.dice.uniform(0, 0.1), self._next)
+        else:
             self.ask_next()
 
     def finished(self) -> None:

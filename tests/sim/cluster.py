@@ -154,6 +154,8 @@ class SimCluster:
         """Other bounds for the housekeeping than the shipped ones, to reach rare states sooner."""
         self.states: Counter[str] = Counter()
         """Rare states that were reached, see `coverage.py`."""
+        self.lull_until = 0.0
+        """Clients ask for nothing until then."""
         self.hurry_until = 0.0
         """Something has just gone wrong: clients ask at a quick pace until then."""
         self.observe: Callable[[NodeId], Observe] = lambda name: lambda shard: None

@@ -1,7 +1,9 @@
 """What goes wrong in a random run: one fault at a time is drawn, and they pile up.
 
-Every fault heals by itself after a while, or when `heal` is called. Not every seed has them all: rot and
-changes of members exclude each other, because rot on the only voter of a shard loses data in any system.
+Every fault heals by itself after a while, or when `heal` is called. No seed has them all (swarm testing):
+each draws which kinds it has, how often each of them, and how fast they follow each other, so that what one
+fault would hide from another shows elsewhere. Rot and changes of members exclude each other, because rot on
+the only voter of a shard loses data in any system.
 """
 
 from __future__ import annotations
@@ -17,26 +19,26 @@ from kvstore.raft.messages import Configuration
 from kvstore.types import META_SHARD, NodeId, ShardId, Term, node_of
 from kvstore.wal.batch import nonce_of, starts
 from kvstore.wal.segment import HEADER_BYTES, number_of
+from tests.sim.ambush import Ambush
 from tests.sim.cluster import DATA, Process, SimCluster
-from tests.support.sim_files import SimFiles
+from tests.support.sim_files import Crashed, SimFiles
 
+Link = tuple[NodeId, NodeId]
 WAL = join(DATA, "wal")
 MEND_S = 1.0
+HURRY_S = 0.8
 
 EVERYWHERE = (
     "kill",
-    "kill",
     "power_loss",
     "torn_write",
-    "torn_write",
     "power_loss_all",
-    "pause",
     "pause",
     "partition",
     "one_way_cut",
     "pair_cut",
     "isolate_leader",
-    "isolate_leader",
+    "slow_link",
     "bad_network",
     "slow_disk",
     "hang_disk",
@@ -45,17 +47,23 @@ EVERYWHERE = (
     "clock_jump",
     "transfer",
     "transfer_and_cut",
-    "transfer_and_cut",
     "rival",
-    "rival",
+    "ambush",
+    "lull",
 )
-KINDS = {
-    "plain": EVERYWHERE,
-    "rot": (*EVERYWHERE, "rot", "rot"),
-    "members": (*EVERYWHERE, "members", "members", "members"),
+PROFILES: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "rot": ("rot",),
+    "members": ("members", "members_and_ambush"),
 }
-ALL_FAULTS = tuple(sorted({*EVERYWHERE, "rot", "members"} - {"fail_disk"} | {"fail_write", "fail_datasync"}))
+ALL_FAULTS = tuple(
+    sorted({*EVERYWHERE, *(kind for more in PROFILES.values() for kind in more)} - {"fail_disk"})
+) + ("fail_write", "fail_datasync")
 """Names under which faults are counted."""
+SHARE = 0.55
+"""Of the kinds of faults, how many a seed has."""
+KINDS_MIN = 5
+GAPS_S = ((0.1, 0.8), (0.2, 1.5), (0.2, 2.2))
 
 
 class Faults:
@@ -67,9 +75,27 @@ class Faults:
         self.dice = dice
         self.fired: dict[str, int] = {}
         self.is_healing = False
-        self.profile = dice.choice(tuple(KINDS))
+        self.profile = dice.choice(tuple(PROFILES))
+        self.weights = self._swarm()
+        self.gap_s = dice.choice(GAPS_S)
+        self.favourite: ShardId | None = None
+        """The shard that most clients work on: many faults aim at it."""
+        self.ambush = Ambush(self)
+        self.blows: dict[str, Callable[[NodeId], None]] = {
+            "kill": lambda name: self._end_named(name, power_loss=False),
+            "power_loss": lambda name: self._end_named(name, power_loss=True),
+            "pause": self._pause_named,
+            "cut_off": lambda name: self._cut(self._links(name)),
+            "deafen": lambda name: self._cut(self._links_into(name)),
+            "mute": lambda name: self._cut(self._links_out_of(name)),
+            "slow_in": lambda name: self._slow(self._links_into(name)),
+            "slow_out": lambda name: self._slow(self._links_out_of(name)),
+            "hang_disk": self._hang_named,
+        }
         self.rotten: NodeId | None = None
         """The one node whose log was damaged and whose replicas are not all back yet."""
+        self.start_crash_share = dice.choice((0.0, 0.1, 0.3))
+        self._dying = NodeId("")
         self._start = start
 
     def begin(self) -> None:
@@ -79,11 +105,23 @@ class Faults:
     def _next(self) -> None:
         if self.is_healing:
             return
-        kind = self.dice.choice(KINDS[self.profile])
+        kind = self.dice.choices(tuple(self.weights), tuple(self.weights.values()))[0]
         fired: str = getattr(self, f"_{kind}")()
         self.fired[fired] = self.fired.get(fired, 0) + 1
         self.world.note(f"fault {fired}")
-        self.world.after(self.dice.uniform(0.2, 2.2), self._next)
+        self.world.after(self.dice.uniform(*self.gap_s), self._next)
+
+    def _swarm(self) -> dict[str, int]:
+        """Which kinds of faults this seed has, and how often each."""
+        dice = self.dice
+        kinds = [kind for kind in EVERYWHERE if dice.random() < SHARE]
+        while len(kinds) < KINDS_MIN:
+            kinds.append(dice.choice(EVERYWHERE))
+        return {kind: dice.choice((1, 1, 2, 4)) for kind in (*kinds, *PROFILES[self.profile])}
+
+    def hurry(self) -> None:
+        """Let the clients ask faster for a moment: now answers may be wrong."""
+        self.cluster.hurry_until = self.world.now + HURRY_S
 
     # ---- processes -------------------------------------------------------------------------------
 
@@ -100,6 +138,11 @@ class Faults:
         self.cluster.kill(process.name, power_loss=power_loss)
         self.world.after(self.dice.choice((0.05, 0.5, 2.0, 5.0)), self._start, process.name)
 
+    def _end_named(self, name: NodeId, *, power_loss: bool) -> None:
+        process = self.cluster.processes.get(name)
+        if process is not None:
+            self.end(process, power_loss=power_loss)
+
     def _kill(self, *, power_loss: bool = False) -> str:
         process = self._any_process()
         if process is None:
@@ -111,20 +154,35 @@ class Faults:
         return self._kill(power_loss=True)
 
     def _torn_write(self) -> str:
-        """Power fails while the log is being written: wait for a thread that is at it."""
+        """Power fails, or the process ends, at one of the next steps of writing the log."""
         process = self._any_process()
         if process is None:
             return "nothing"
-        self._cut_power_in_write(process, self.world.now + 1.0)
+        self._die_at_step(process.name, self.dice.choice((0, 1, 2, 3, 6)), WAL)
         return "torn_write"
 
-    def _cut_power_in_write(self, process: Process, until: float) -> None:
-        if self.is_healing or self.cluster.processes.get(process.name) is not process:
-            return
-        if any(lane == "wal" for lane, _work in process.runtime.in_progress) or self.world.now > until:
-            self.end(process, power_loss=True)
-        else:
-            self.world.after(0.0003, self._cut_power_in_write, process, until)
+    def _die_at_step(self, name: NodeId, steps_left: int, path_part: str) -> None:
+        """The process does not get beyond so many more changes of its files."""
+
+        def on_step(_step: str, path: str) -> None:
+            nonlocal steps_left
+            if path_part in path:
+                steps_left -= 1
+                if steps_left < 0:
+                    self._dying = name
+                    raise Crashed
+
+        self.cluster.machines[name].files.on_step = on_step
+
+    def after_crash(self) -> None:
+        """Some process has come to its last step."""
+        if self._dying in self.cluster.processes:
+            self.end(self.cluster.processes[self._dying], power_loss=self.dice.random() < 0.7)
+
+    def before_start(self, name: NodeId) -> None:
+        """Now and then a node dies again while it recovers, or soon after."""
+        if not self.is_healing and self.dice.random() < self.start_crash_share:
+            self._die_at_step(name, self.dice.randint(0, 30), DATA)
 
     def _power_loss_all(self) -> str:
         for name in sorted(self.cluster.processes):
@@ -135,8 +193,15 @@ class Faults:
         process = self._any_process()
         if process is None:
             return "nothing"
-        process.runtime.paused_until = self.world.now + self.dice.choice((0.3, 1.8, 2.2, 4.0))
+        self._pause_named(process.name)
         return "pause"
+
+    def _pause_named(self, name: NodeId) -> None:
+        process = self.cluster.processes.get(name)
+        if process is not None:
+            until = self.world.now + self.dice.choice((0.3, 1.8, 2.2, 4.0))
+            process.runtime.paused_until = max(process.runtime.paused_until, until)
+            self.hurry()
 
     def _clock_jump(self) -> str:
         """Forward: a virtual machine was suspended, and CLOCK_BOOTTIME counts that. It never goes back."""
@@ -169,29 +234,71 @@ class Faults:
         return "pair_cut"
 
     def _isolate_leader(self) -> str:
+        """Fully, or so that it still hears others, or hears only late what they said before."""
         leader = self._some_leader()[1]
         if leader is None:
             return "nothing"
-        others = [name for name in self.cluster.config.node_ids() if name != leader.name]
-        self._cut_both_ways({(leader.name, other) for other in others})
+        manner = self.dice.choice(("cut off", "mute", "hears late"))
+        if manner == "cut off":
+            self._cut(self._links(leader.name))
+        elif manner == "mute":
+            self._cut(self._links_out_of(leader.name))
+        else:
+            self._slow(self._links_into(leader.name))
+            delay_s = self.dice.uniform(0.0, 1.5)
+            self.world.after(delay_s, self._cut_unless_healing, self._links_out_of(leader.name))
+        self.hurry()
         return "isolate_leader"
 
-    def _cut_both_ways(self, links: set[tuple[NodeId, NodeId]]) -> None:
+    def _cut_unless_healing(self, links: set[Link]) -> None:
+        if not self.is_healing:
+            self.hurry()
+            self._cut(links)
+
+    def _links_into(self, name: NodeId) -> set[Link]:
+        return {(other, name) for other in self.cluster.config.node_ids() if other != name}
+
+    def _links_out_of(self, name: NodeId) -> set[Link]:
+        return {(name, other) for other in self.cluster.config.node_ids() if other != name}
+
+    def _links(self, name: NodeId) -> set[Link]:
+        return self._links_into(name) | self._links_out_of(name)
+
+    def _cut_both_ways(self, links: set[Link]) -> None:
         self._cut(links | {(b, a) for a, b in links})
 
-    def _cut(self, links: set[tuple[NodeId, NodeId]]) -> None:
+    def _cut(self, links: set[Link]) -> None:
         network = self.cluster.network
         network.cut |= links
 
         def mend() -> None:
             network.cut -= links
 
-        self.world.after(self.dice.choice((0.5, 2.0, 6.0)), mend)
+        self.world.after(self.dice.choice((0.5, 2.0, 2.0, 6.0)), mend)
+
+    def _slow_link(self) -> str:
+        """What goes one way between some nodes takes long."""
+        name = self._some_node()
+        other = self.dice.choice([each for each in self.cluster.config.node_ids() if each != name])
+        self._slow(self.dice.choice((self._links_into(name), self._links_out_of(name), {(name, other)})))
+        return "slow_link"
+
+    def _slow(self, links: set[Link]) -> None:
+        delays = self.cluster.network.delays
+        delay_s = self.dice.choice((0.05, 0.4, 0.9, 2.0))
+        delays |= dict.fromkeys(links, delay_s)
+
+        def mend() -> None:
+            for link in links:
+                delays.pop(link, None)
+
+        self.world.after(self.dice.choice((1.0, 3.0)), mend)
 
     def _bad_network(self) -> str:
         faults = self.cluster.network.faults
         faults.loss = self.dice.choice((0.0, 0.02, 0.2))
-        faults.repeat = self.dice.choice((0.0, 0.1))
+        faults.repeat = self.dice.choice((0.0, 0.1, 0.3))
+        faults.repeat_within_s = self.dice.choice((0.01, 0.3, 3.0))
         faults.reorder = self.dice.choice((0.0, 0.2))
         faults.delay_high = self.dice.choice((0.002, 0.02, 0.2))
         self.world.after(self.dice.uniform(1, 5), self._good_network)
@@ -219,9 +326,13 @@ class Faults:
         return "slow_disk"
 
     def _hang_disk(self) -> str:
-        disk = self.cluster.machines[self._some_node()].disk
-        disk.hung_until = self.world.now + self.dice.choice((1.0, 4.0))
+        self._hang_named(self._some_node())
         return "hang_disk"
+
+    def _hang_named(self, name: NodeId) -> None:
+        disk = self.cluster.machines[name].disk
+        disk.hung_until = self.world.now + self.dice.choice((1.0, 4.0))
+        disk.hung_lane = self.dice.choice((None, None, "wal", "store"))
 
     def _fail_disk(self) -> str:
         process = self._any_process()
@@ -281,6 +392,8 @@ class Faults:
 
     def _some_leader(self) -> tuple[ShardId, Process | None]:
         shard = ShardId(self.dice.randrange(self.cluster.config.shards))
+        if self.favourite is not None and self.dice.random() < 0.6:
+            shard = self.favourite
         return shard, self.cluster.leader_of(shard)
 
     def _transfer(self) -> str:
@@ -300,6 +413,7 @@ class Faults:
         if not heirs:
             return "nothing"
         leader.node.ask_transfer(shard, self.dice.choice(heirs))
+        self.hurry()
         self._cut_off_at_new_term(leader, shard, core.term, self.world.now + 0.5)
         return "transfer_and_cut"
 
@@ -328,8 +442,10 @@ class Faults:
         rival, voter = self.dice.sample(others, 2)
         self._cut_both_ways({(leader.name, rival)})
         does_restart = self.dice.random() < 0.5
+        margin = self.dice.randint(1, 10)
 
         def go_on() -> None:
+            self.hurry()
             if does_restart:
                 self._cut_both_ways({(voter, leader.name)})
                 if voter in self.cluster.processes:
@@ -338,12 +454,43 @@ class Faults:
             else:
                 self._cut({(voter, leader.name)})
 
-        self.world.after(self.dice.uniform(0.9, 1.8), go_on)
+        self._when_about_to_campaign(rival, shard, margin, self.world.now + 3.0, go_on)
         return "rival"
 
-    def _members(self) -> str:
+    def _when_about_to_campaign(
+        self, name: NodeId, shard: ShardId, margin: int, until: float, then: Callable[[], None]
+    ) -> None:
+        """Wait until a replica has at most `margin` ticks of patience left."""
+        process = self.cluster.processes.get(name)
+        replica = None if process is None else process.node.host.replicas.get(shard)
+        if replica is None or self.is_healing or self.world.now > until:
+            return
+        core = replica.core
+        if core.election_timeout - core.elapsed <= margin:
+            then()
+        else:
+            self.world.after(0.02, self._when_about_to_campaign, name, shard, margin, until, then)
+
+    def _ambush(self) -> str:
+        self.ambush.set(self._some_leader()[0] if self.dice.random() < 0.7 else None)
+        return "ambush"
+
+    def _lull(self) -> str:
+        """Nobody asks for anything for a while: shards go quiet."""
+        self.cluster.lull_until = self.world.now + self.dice.choice((0.7, 1.5, 3.0))
+        return "lull"
+
+    def _members_and_ambush(self) -> str:
+        """A change of members that is disturbed at once."""
+        shard = self._some_leader()[0]
+        self.ambush.set(shard, "members change")
+        return "members_and_ambush" if self._members(shard) == "members" else "nothing"
+
+    def _members(self, shard: ShardId | None = None) -> str:
         """Take the vote of some voters, or give it back to all: joint changes, proposed to the core."""
-        shard, leader = self._some_leader()
+        if shard is None:
+            shard = self._some_leader()[0]
+        leader = self.cluster.leader_of(shard)
         if leader is None:
             return "nothing"
         configuration = leader.node.host.replicas[shard].core.configuration
@@ -370,11 +517,15 @@ class Faults:
         """End all faults, now; what needs time to mend goes on mending."""
         self.is_healing = True
         self.cluster.network.cut.clear()
+        self.cluster.network.delays.clear()
+        self.cluster.lull_until = 0.0
         self._good_network()
         for name, machine in self.cluster.machines.items():
             machine.disk.high = 0.002
             machine.disk.hung_until = 0.0
+            machine.disk.hung_lane = None
             machine.files.heal()
+            machine.files.on_step = None
             machine.files.capacity_bytes = None
             if name in self.cluster.processes:
                 runtime = self.cluster.processes[name].runtime

@@ -219,10 +219,7 @@ def answer_of_another_entry() -> Iterator[None]:
                 del found[len(calls) :]
         answer(self, entries, results)
 
-    with (
-        patch.object(Replica, "_answer_writers", mixed),
-        patch.object(Replica, "_drop_in_flight_above", lambda self, index: None),
-    ):
+    with patch.object(Replica, "_answer_writers", mixed):
         yield
 
 

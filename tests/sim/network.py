@@ -22,6 +22,8 @@ class NetworkFaults:
     def __init__(self) -> None:
         self.loss = 0.0
         self.repeat = 0.0
+        self.repeat_within_s = 0.01
+        """How late the second copy may be."""
         self.reorder = 0.0
         self.delay_low, self.delay_high = 0.0002, 0.002
 
@@ -34,6 +36,8 @@ class Network:
         self._listeners: dict[NodeId, Deliver] = {}
         self.cut: set[tuple[NodeId, NodeId]] = set()
         """Directed links on which nothing arrives."""
+        self.delays: dict[tuple[NodeId, NodeId], float] = {}
+        """Seconds that a directed link takes more than the others."""
         self.counts = {"sent": 0, "lost": 0, "repeated": 0, "reordered": 0, "cut": 0}
         self.sift: Sift | None = None
         """Set by schedules that decide message by message."""
@@ -63,17 +67,19 @@ class Network:
         if faults.loss and dice.random() < faults.loss:
             self.counts["lost"] += 1
             return True
-        copies = 1
+        arrival = self._arrival(source, target, lane)
+        self._world.at(arrival, self._deliver, source, target, lane, frame)
         if faults.repeat and dice.random() < faults.repeat:
             self.counts["repeated"] += 1
-            copies = 2
-        for _ in range(copies):
-            self._world.at(self._arrival(source, target, lane), self._deliver, source, target, lane, frame)
+            arrival += dice.uniform(0, faults.repeat_within_s)
+            self._world.at(arrival, self._deliver, source, target, lane, frame)
         return True
 
     def _arrival(self, source: NodeId, target: NodeId, lane: Lane) -> float:
         dice, faults, link = self._dice, self.faults, (source, target, lane)
         arrival = self._world.now + dice.uniform(faults.delay_low, faults.delay_high)
+        if self.delays:
+            arrival += self.delays.get((source, target), 0.0)
         if faults.reorder and dice.random() < faults.reorder:
             self.counts["reordered"] += 1
             return arrival + dice.uniform(0, 10 * faults.delay_high)

@@ -19,16 +19,20 @@ from kvstore.node.trace import Trace
 from kvstore.types import NodeId, ShardId
 from tests.sim.cluster import Process, SimCluster
 from tests.sim.coverage import States
-from tests.sim.crowd import Stage, gather
+from tests.sim.crowd import Stage, favourite_shard, gather
+from tests.sim.durability import Durability
 from tests.sim.faults import Faults
 from tests.sim.invariants import ClusterInvariants
+from tests.sim.limp import LIMP_S, SETTLE_S, Limp
 from tests.sim.promises import watch_promises
 from tests.sim.real_tablets import put_on_rocksdb
 from tests.sim.world import World
+from tests.support.sim_files import Crashed
 
 FAULT_PHASE_S = 25.0
 START_S = 20.0
 HEAL_S = 40.0
+LIMP_SHARE = 0.4
 
 
 class Outcome(msgspec.Struct):
@@ -84,19 +88,24 @@ class Scenario:
         self.clients = gather(Stage(self.cluster, self.history))
         self.failures: list[str] = []
         self.faults = Faults(self.cluster, Random(f"{seed}/faults"), self._start)
+        self.faults.favourite = favourite_shard(self.cluster)
+        self.world.on_crash = self.faults.after_crash
         self.cluster.keeper = _keeper(Random(f"{seed}/keeper"), self.faults.profile)
         self.states = States()
         self.cluster.states = self.states.counts
-        self.cluster.on_process = self.states.watch_process
+        self.cluster.on_process = self._watch
         self.invariants = ClusterInvariants(self.cluster, self.failures) if check_invariants else None
+        self.durability = Durability(self.failures) if check_invariants else None
         if self.invariants is not None:
-            self.cluster.on_process = self._watch
             self.world.after_event = self.invariants.after_event
             self.invariants.on_change = self.states.on_change
 
     def _watch(self, process: Process) -> None:
+        self.faults.ambush.watch(process)
         self.states.watch_process(process)
-        watch_promises(process, self.failures)
+        if self.durability is not None:
+            watch_promises(process, self.failures)
+            self.durability.watch(process)
 
     def _set_clocks(self, dice: Random) -> None:
         """CLOCK_BOOTTIME starts anywhere, and no two crystals are equal (bounded, as lease reads assume)."""
@@ -129,6 +138,7 @@ class Scenario:
         self.faults.begin()
         self.world.run_until(self.world.now + self.fault_s)
         self._heal()
+        self._limp()
         self.world.run_until(self.world.now + 2.0)
         for client in self.clients:
             client.is_stopped = True
@@ -142,14 +152,29 @@ class Scenario:
     def _start(self, name: NodeId) -> None:
         if name in self.cluster.processes:
             return
+        self.faults.before_start(name)
         try:
             self.cluster.start(name)
+        except Crashed:
+            self.cluster.count("crashed_starts")
+            self._give_up_start(name, power_loss=self.dice.random() < 0.5)
         except (Fatal, DiskFull, OSError) as error:
             # The disk failed while the log was being opened: like a process that exits at its start.
             self.world.note(f"{name} does not start: {error!r}")
             self.cluster.count("failed_starts")
-            self.cluster.machines[name].files.kill()
-            self.world.after(1.0, self._start, name)
+            self._give_up_start(name, power_loss=False)
+
+    def _give_up_start(self, name: NodeId, *, power_loss: bool) -> None:
+        machine = self.cluster.machines[name]
+        if name in self.cluster.processes:
+            self.cluster.kill(name, power_loss=power_loss)
+        else:
+            machine.on_death()
+            if power_loss:
+                machine.files.crash(self.dice)
+            else:
+                machine.files.kill()
+        self.world.after(1.0, self._start, name)
 
     def _on_exit(self, process: Process, error: BaseException) -> None:
         """A node stopped by itself: right after a failed disk, and only for a reason that it names."""
@@ -174,6 +199,20 @@ class Scenario:
             self.failures.append("no leaders after healing")
         elif not self.world.run_while(lambda: not self.faults.is_mended, HEAL_S):
             self.failures.append("members are still missing long after healing")
+
+    def _limp(self) -> None:
+        """Sometimes, once all is well, one fault that stays."""
+        dice = Random(f"{self.seed}/limp")
+        if self.failures or dice.random() >= LIMP_SHARE:
+            return
+        limp = Limp(self.faults, dice)
+        limp.begin()
+        self.world.run_while(lambda: not limp.is_over(), LIMP_S + SETTLE_S)
+        failure = limp.failure()
+        if failure is not None:
+            self.failures.append(failure)
+        limp.end()
+        self._heal()
 
     def _judge_history(self) -> None:
         verdict = check(self.history.operations)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from tests.support.sim_files import Crashed
+
 
 class Event:
     __slots__ = ("args", "callback", "is_cancelled")
@@ -36,6 +38,8 @@ class World:
         self._heap: list[tuple[float, int, Event]] = []
         self._number = 0
         self.after_event: Callable[[], None] = lambda: None
+        self.on_crash: Callable[[], None] | None = None
+        """Told when a process died in the midst of what it did; None: the caller of `run_until` is."""
         self.trace: list[str] | None = None
         self.digest = 0
         """Of everything that was said on the network and to clients, while there is a trace."""
@@ -80,7 +84,12 @@ class World:
             return
         self.now = max(self.now, when)
         self.events_run += 1
-        event.callback(*event.args)
+        try:
+            event.callback(*event.args)
+        except Crashed:
+            if self.on_crash is None:
+                raise
+            self.on_crash()
         self.after_event()
 
 
