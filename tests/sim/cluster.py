@@ -65,12 +65,36 @@ class Process:
         )
         if cluster.keeper is not None:
             self.node.keeper._settings = cluster.keeper
+        self.touched: dict[ShardId, Replica] = {}
+        """Replicas that may have changed since somebody last looked and cleared this."""
+        self._note_touched()
         cluster.on_process(self)
         self._tell_roles()
         mine = cluster.config.node(name)
         addresses.announce(name, mine.peer, mine.client)
         view = NodeView(self.node, self.transport)
         self.api = Api(self.node.router, view, cluster.config, self.runtime, self.node.watches)
+
+    def _note_touched(self) -> None:
+        """Whatever changes a replica marks it dirty, takes its turn in a pass, or changes its role."""
+        host, touched = self.node.host, self.touched
+        mark_dirty, advance, watch_role = host.mark_dirty, host.advance, host._watch_role
+
+        def marked(replica: Replica) -> None:
+            touched[replica.shard] = replica
+            mark_dirty(replica)
+
+        def advanced(replica: Replica) -> None:
+            touched[replica.shard] = replica
+            advance(replica)
+
+        def watched(replica: Replica) -> None:
+            touched[replica.shard] = replica
+            watch_role(replica)
+
+        host.mark_dirty = marked  # type: ignore[method-assign]
+        host.advance = advanced  # type: ignore[method-assign]
+        host._watch_role = watched  # type: ignore[method-assign]
 
     def _tell_roles(self) -> None:
         host, world = self.node.host, self.cluster.world

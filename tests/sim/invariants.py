@@ -54,7 +54,7 @@ class ClusterInvariants:
     def after_event(self) -> None:
         process = self._cluster.last_active
         self._cluster.last_active = None
-        if process is None or not process.runtime.is_alive:
+        if process is None or not process.touched or not process.runtime.is_alive:
             return
         try:
             self._check(process)
@@ -64,7 +64,10 @@ class ClusterInvariants:
                 self._failures.append(text)
 
     def _check(self, process: Process) -> None:
-        for replica in process.replicas():
+        replicas = process.node.host.replicas
+        touched = [replica for shard, replica in process.touched.items() if replicas.get(shard) is replica]
+        process.touched.clear()
+        for replica in touched:
             core = replica.core
             key = (id(process), replica.shard, replica.me)
             mark = _mark(core)
