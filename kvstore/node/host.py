@@ -43,9 +43,11 @@ class HostSettings(msgspec.Struct, frozen=True):
     """Shorter than the minimum election timeout by more than two ticks and the clock's drift."""
     inline_sync_s: float = 0.0
     """While a sync takes less, small batches are synced on the loop."""
+    disk_stalled_s: float = 2.0
+    """A batch unsynced for longer makes this node give up all its leaderships: also of shards that have
+    nothing in that batch, for their writes wait behind it."""
     disk_dead_s: float = 30.0
-    """A batch unsynced for longer ends the process; long before that the cores give up their leaderships
-    (pitfall 22)."""
+    """A batch unsynced for longer ends the process (pitfall 22)."""
 
 
 class Host:
@@ -427,8 +429,13 @@ class Host:
         self.runtime.call_later(self._next_tick_at - now, self._tick)
 
     def _watch_disk(self, now: float) -> None:
-        if self.log.busy_s(now) > self.settings.disk_dead_s and not self.log.is_disk_full:
-            self.fail(Fatal(f"the disk has not finished a log write for {self.log.busy_s(now):.0f} s"))
+        busy_s = self.log.busy_s(now)
+        if busy_s > self.settings.disk_dead_s and not self.log.is_disk_full:
+            self.fail(Fatal(f"the disk has not finished a log write for {busy_s:.0f} s"))
+        elif busy_s > self.settings.disk_stalled_s:
+            for replica in self.replicas.values():
+                if replica.led_term is not None:
+                    replica.core.give_way()
 
 
 def _is_notice(message: Message) -> bool:

@@ -26,6 +26,7 @@ def host_settings(config: Config) -> HostSettings:
         beat_ticks=max(1, timeouts.heartbeat_ms // timeouts.tick_ms),
         lease_s=timeouts.lease_ms / 1000,
         inline_sync_s=config.storage.inline_sync_ms / 1000,
+        disk_stalled_s=timeouts.election_ms_max / 1000,
         disk_dead_s=timeouts.disk_dead_s,
     )
 

@@ -340,6 +340,11 @@ class Core:
         """
         leader.transfer(self, target)
 
+    def give_way(self) -> None:
+        """Leader: this node can write nothing for now. Step down and let another voter campaign at once."""
+        if self.is_leader:
+            leader.hand_over(self)
+
     def persisted(self, number: int) -> None:
         """Ready `number` and all before it are synced."""
         landed = self.log.landed(number)

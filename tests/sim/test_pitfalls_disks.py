@@ -11,9 +11,9 @@ from kvstore.errors import WalPoisoned
 from kvstore.node import log_writer
 from kvstore.node.host import Host
 from kvstore.node.router import Router
-from kvstore.raft import output
+from kvstore.raft import Core, output
 from kvstore.raft.log import Flight
-from kvstore.types import NodeId
+from kvstore.types import NodeId, ShardId
 from kvstore.wal import recovery
 from kvstore.wal.replay import Replay
 from kvstore.wal.segment import Segment
@@ -355,6 +355,7 @@ def _never_look_at_the_disk(patch: pytest.MonkeyPatch) -> None:
         flight.tick = 1 << 60
 
     patch.setattr(Flight, "__init__", create_ageless)
+    patch.setattr(Core, "give_way", lambda core: None)
 
 
 def test_pitfall_22_a_leader_whose_disk_hangs_makes_way() -> None:
@@ -367,6 +368,36 @@ def test_pitfall_22_a_leader_with_a_hung_disk_is_caught_without_its_guard(
     _never_look_at_the_disk(monkeypatch)
     with pytest.raises(AssertionError, match="not within 6.0 s: another node leads"):
         another_node_takes_over_from_a_hung_disk()
+
+
+def writes_wait_behind_another_shards_write() -> None:
+    """The write that hangs is one of shard 1; what comes for shard 0 after it never gets as far as a log."""
+    script = Script(seed=2, shards=2)
+    script.start()
+    script.lead(N1, 0, 1)
+    keys = {script.cluster.shard_of(f"k{number}"): f"k{number}" for number in range(20)}
+    disk = script.cluster.machines[N1].disk
+    disk.hung_until, disk.hung_lane = script.world.now + 20.0, "wal"
+    script.send(N1, "PUT", f"/v1/kv/{keys[ShardId(1)]}", b"v")
+    script.run(0.2)
+    script.send(N1, "PUT", f"/v1/kv/{keys[ShardId(0)]}", b"v")
+    script.run_until(
+        lambda: all(script.leader(shard) in (N2, N3) for shard in (0, 1)), 6.0, "another node leads"
+    )
+    assert all(script.put(N2, keys[ShardId(shard)], "goes on").status in (200, 201) for shard in (0, 1))
+    script.check()
+
+
+def test_pitfall_22_a_hung_disk_takes_all_leaderships_not_only_that_of_the_shard_that_was_writing() -> None:
+    writes_wait_behind_another_shards_write()
+
+
+def test_pitfall_22_writes_behind_a_hung_one_are_caught_without_the_guard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Core, "give_way", lambda core: None)
+    with pytest.raises(AssertionError, match="not within 6.0 s: another node leads"):
+        writes_wait_behind_another_shards_write()
 
 
 def test_pitfall_22_a_node_whose_disk_never_answers_exits() -> None:
