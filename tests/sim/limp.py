@@ -81,8 +81,8 @@ class Limp:
         self.cluster.request(name, "PUT", f"/v1/kv/{self._keys[shard]}", headers, b"1", done)
 
     def end(self) -> None:
-        """What hangs in the disk's queue does not come back: that takes a restart."""
-        if self.manner == "hung disk" and self.lame in self.cluster.processes:
+        """What hangs, in a disk's queue or in a stopped process, does not come back: that takes a restart."""
+        if self.manner in ("hung disk", "stopped") and self.lame in self.cluster.processes:
             self.cluster.kill(self.lame, power_loss=False)
 
     def is_over(self) -> bool:

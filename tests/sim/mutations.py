@@ -3,8 +3,8 @@
 Each mutation takes one guard away or gets one step wrong, by patching a function of the shipped code for
 as long as a `with` lasts. `pitfall` is the number of the entry of the list of pitfalls that it falls into.
 
-Not planted, because the feature does not exist yet: 3 and 4 (leases of keys), 24 (watch). Not planted,
-because it costs availability and not safety, which schedules of their own prove: 17, 18, 21 (pre-vote), 22.
+Not planted, because the feature is not there or not in the workload yet: 3 and 4 (keys that expire, leases),
+24 (watch).
 """
 
 from tests.sim import mutations_raft, mutations_storage

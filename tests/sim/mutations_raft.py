@@ -321,3 +321,27 @@ def quarantine_ignored() -> Iterator[None]:
 
     with patch.object(Node, "_host_replicas", trust):
         yield
+
+
+# --- 21, 22: leaders that are in the way
+
+
+@planted(21, "a leader that hears no quorum goes on leading")
+def leader_without_quorum_stays() -> Iterator[None]:
+    with patch.object(leader, "_check_quorum", lambda core: True):
+        yield
+
+
+@planted(22, "a leader whose disk hangs goes on leading")
+def leader_with_hung_disk_stays() -> Iterator[None]:
+    tick = leader.tick
+
+    def patient(core: Core) -> None:
+        flights, core.log.flights = core.log.flights, type(core.log.flights)()
+        try:
+            tick(core)
+        finally:
+            core.log.flights = flights
+
+    with patch.object(leader, "tick", patient):
+        yield

@@ -11,6 +11,8 @@ from kvstore.node.keeper import Keeper
 from kvstore.node.log_writer import LogWriter
 from kvstore.node.replica import Replica
 from kvstore.node.router import Router
+from kvstore.node.snapshot_host import SnapshotHost
+from kvstore.node.snapshot_sender import SnapshotSender
 from kvstore.node.tablets import Tablets
 from kvstore.raft import follower, output
 from kvstore.raft.core import Core
@@ -144,6 +146,25 @@ def vote_for_shorter_log() -> Iterator[None]:
         yield
 
 
+@planted(17, "the old tablet goes before the record that names the new one is on disk")
+def old_tablet_removed_early() -> Iterator[None]:
+    def install(self: SnapshotHost, replica: Replica, machine: Any, directory: str, meta: Any) -> None:
+        name = directory.rpartition("/")[2]
+        old_machine, old_directory = replica.replace_machine(machine, name, meta)
+        self._discard(self._tablets.path(old_directory), old_machine)
+        self._host.advance(replica)
+        self._host.schedule_pass()
+
+    with patch.object(SnapshotHost, "_install", install):
+        yield
+
+
+@planted(18, "a snapshot that nobody fetches any more holds the log for ever")
+def pins_never_end() -> Iterator[None]:
+    with patch.object(SnapshotSender, "_sweep", lambda self: None):
+        yield
+
+
 @planted(1, "what others have committed is applied before the own log holds it")
 def applies_unsynced() -> Iterator[None]:
     with patch.object(output, "_committed_upto", lambda core: core.commit):
@@ -245,23 +266,23 @@ def own_clock_in_state() -> Iterator[None]:
 
 
 @planted(25, "what is removed depends on when this replica flushed")
-def expiry_by_local_flush() -> Iterator[None]:
-    settle = Sessions._settle
+def freed_by_local_flush() -> Iterator[None]:
+    settle, flush = Sessions._settle, MemoryEngine.flush
+    flushed: set[int] = set()
+
+    def noted(self: MemoryEngine) -> None:
+        flush(self)
+        flushed.add(id(self))
 
     def by_flush(
         self: Sessions, draft: Any, session_id: bytes, session: Session, acked_below: int, sequence: int
     ) -> None:
-        if len(getattr(self._engine, "_pairs", ())) % 7 == 0 and MemoryEngine.byte_count(draft.engine) % 2:
+        if id(self._engine) in flushed:
+            flushed.discard(id(self._engine))
             acked_below = sequence
         settle(self, draft, session_id, session, acked_below, sequence)
 
-    flush = MemoryEngine.flush
-
-    def counted(self: MemoryEngine) -> None:
-        flush(self)
-        self._bytes += 1
-
-    with patch.object(Sessions, "_settle", by_flush), patch.object(MemoryEngine, "flush", counted):
+    with patch.object(Sessions, "_settle", by_flush), patch.object(MemoryEngine, "flush", noted):
         yield
 
 

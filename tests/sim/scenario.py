@@ -13,6 +13,7 @@ import msgspec
 
 from chaos.history import History
 from chaos.linearizability import check
+from kvstore.config import Config
 from kvstore.errors import DiskFull, Fatal, WalPoisoned
 from kvstore.node.keeper import KeeperSettings
 from kvstore.node.trace import Trace
@@ -32,7 +33,12 @@ from tests.support.sim_files import Crashed
 FAULT_PHASE_S = 25.0
 START_S = 20.0
 HEAL_S = 40.0
+REST_S = 6.0
+"""Without clients, at the end: what is open comes to its end, logs are cut."""
 LIMP_SHARE = 0.4
+LARGE_ENTRY_BYTES = 20_000
+KEEP_S = 2.0
+"""Snapshots that nobody fetches are kept for so long where the end of a run looks at the logs."""
 
 
 class Outcome(msgspec.Struct):
@@ -75,6 +81,7 @@ class Scenario:
         # Often so little history is kept that who is slow to watch it finds it gone.
         history = Random(f"{seed}/history").choice((100_000, 100_000, 40))
         self.cluster = SimCluster(self.world, nodes, self.dice.choice((2, 4)), 3, history)
+        self.cluster.config = _config(self.cluster.config, Random(f"{seed}/config"))
         self.cluster.on_exit = self._on_exit
         if raft_trace is not None:
             self.cluster.observe = lambda name: Trace(name, raft_trace).of
@@ -142,8 +149,13 @@ class Scenario:
         self.world.run_until(self.world.now + 2.0)
         for client in self.clients:
             client.is_stopped = True
-        self.world.run_until(self.world.now + 6.0)
+        self.world.run_until(self.world.now + REST_S)
+        self.world.run_while(lambda: not self._has_converged(), HEAL_S)
         self._judge()
+
+    def _has_converged(self) -> bool:
+        hashes = self.cluster.state_hashes().values()
+        return all(len({applied for applied, _hash in states.values()}) == 1 for states in hashes)
 
     def _start_nodes(self) -> None:
         for name in self.cluster.config.node_ids():
@@ -231,6 +243,7 @@ class Scenario:
             if len(set(hashes.values())) > 1:
                 self.failures.append(f"replicas of shard {shard} differ: {hashes}")
             self._compare_contents(shard)
+        self._judge_logs()
         damaged = {
             name: process.node.host.damaged
             for name, process in self.cluster.processes.items()
@@ -253,6 +266,19 @@ class Scenario:
                 self.failures.append(
                     f"tablets of shard {shard} on {other} and {name} differ at {min(different)!r}"
                 )
+
+    def _judge_logs(self) -> None:
+        """After a while without load nobody keeps more of a log in memory than the settings say."""
+        settings = self.cluster.keeper
+        if settings is None or self.cluster.config.snapshot.keep_s > KEEP_S:
+            return
+        for name, process in self.cluster.processes.items():
+            held = settings.memory_log_bytes_max + settings.unflushed_bytes_max
+            share = held // max(1, len(process.node.host.replicas)) + LARGE_ENTRY_BYTES
+            for replica in process.replicas():
+                core = replica.core
+                if core.log_index_before_last_bytes(share) > core.first_index:
+                    self.failures.append(f"{name} keeps too long a log of shard {replica.shard}")
 
     def outcome(self) -> Outcome:
         operations = self.history.operations
@@ -281,3 +307,14 @@ def _keeper(dice: Random, profile: str) -> KeeperSettings | None:
         flush_after_s=dice.choice((1.0, 5.0)),
         segments_max=1,
     )
+
+
+def _config(config: Config, dice: Random) -> Config:
+    """Snapshots take long in some runs and are given up soon in others."""
+    snapshot = msgspec.structs.replace(
+        config.snapshot,
+        bytes_per_s=dice.choice((100_000, 64 << 20)),
+        chunk_bytes=dice.choice((1 << 10, 256 << 10)),
+        keep_s=dice.choice((KEEP_S, 120.0)),
+    )
+    return msgspec.structs.replace(config, snapshot=snapshot)

@@ -18,8 +18,6 @@ SOON = (
 )
 """Found within the first few seeds."""
 FEATURES_MISSING = {3, 4, 24}
-AVAILABILITY_ONLY = {17, 18, 21, 22}
-"""What a bug there costs first is progress, and then quarantine; schedules of their own prove these."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +34,7 @@ def test_planted_bug_is_found_soon(name: str) -> None:
 
 def test_every_pitfall_has_a_planted_bug() -> None:
     planted = {mutation.pitfall for mutation in MUTATIONS.values()}
-    assert set(range(1, 26)) - planted == FEATURES_MISSING | AVAILABILITY_ONLY
+    assert set(range(1, 26)) - planted == FEATURES_MISSING
 
 
 @pytest.mark.sim_long
