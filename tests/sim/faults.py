@@ -211,6 +211,7 @@ class Faults:
         jump_s = self.dice.choice((0.2, 1.0, 10.0))
         process.runtime.offset += jump_s
         self.cluster.machines[process.name].clock_offset += jump_s
+        self.cluster.count("clock_jumps")
         return "clock_jump"
 
     # ---- network ---------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ class LockClient(Caller):
             self.finished()
 
     def judge(self) -> list[str]:
-        if not self.crowd:
+        # Where a clock jumps ahead of the world, time in force is shorter than what clients measure.
+        if not self.crowd or self.cluster.counts.get("clock_jumps"):
             return []
         faults = check_locks(operation for client in self.crowd for operation in client.own.operations)
         return faults + self._overdue()
