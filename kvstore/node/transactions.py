@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from kvstore.errors import KvError, NotApplied, OutcomeUnknown, TxnConflict
+from kvstore.errors import KvError, NoLeader, NotApplied, OutcomeUnknown, TxnConflict
 from kvstore.node.calls import Answer
-from kvstore.node.flow import Promise, gather
+from kvstore.node.flow import Promise, gather, spawn
 from kvstore.node.runtime import Runtime
 from kvstore.store import commands, txn_commands
 from kvstore.store.results import IDENTITY_MISMATCH, OK, REFUSED, error_of, is_of_txn
@@ -39,6 +39,10 @@ FINISH_EVERY_S: Final = 0.05
 FINISH_DEADLINE_S: Final = 2.0
 FINISH_MAX: Final = 1000
 """Transactions of one FINISH."""
+
+RESEND_S: Final = 1.0
+"""A prepare or decision without an answer is sent again after this."""
+RESEND_PAUSE_S: Final = 0.05
 
 BODY_MARK_INDEX: Final = 1 << 40
 """Index of the op that carries a body's hash: above any op of a request."""
@@ -263,7 +267,10 @@ class Transactions:
             shard, not_after_ms = limits[number]
             parts = plan.parts[ShardId(shard)].parts
             op = txn_commands.prepare(txid, not_after_ms, limits, parts, whose, waits=waits)
-            return vote_of(self._router.write(ShardId(shard), commands.encode(None, (op,)), True, deadline))
+            command = commands.encode(None, (op,))
+            if waits:
+                return vote_of(self._router.write(ShardId(shard), command, True, deadline))
+            return spawn(self._ask(ShardId(shard), command, deadline))
 
         if not is_ordered:
             asked = [ask(number, waits=False) for number in range(len(shards))]
@@ -296,7 +303,22 @@ class Transactions:
 
     async def _tell(self, op: commands.Op, shards: Sequence[ShardId], deadline: float) -> list[Vote]:
         command = commands.encode(None, (op,))
-        return await gather([vote_of(self._router.write(shard, command, True, deadline)) for shard in shards])
+        return await gather([spawn(self._ask(shard, command, deadline)) for shard in shards])
+
+    async def _ask(self, shard: ShardId, command: bytes, deadline: float) -> Vote:
+        """Send a command again and again: its answer may get lost, and it may be applied any number of
+        times."""
+        is_doubtful = False
+        while True:
+            until = min(deadline, self._now() + RESEND_S)
+            vote = await vote_of(self._router.write(shard, command, True, until))
+            if vote.answer is not None:
+                return vote
+            is_doubtful = is_doubtful or vote.is_missing
+            if until >= deadline or not (vote.is_missing or isinstance(vote.error, NoLeader)):
+                return Vote(None, OutcomeUnknown(str(vote.error))) if is_doubtful else vote
+            if self._now() < until:
+                await self._sleep(RESEND_PAUSE_S)
 
     def _earlier(self, plan: Plan, votes: dict[ShardId, Vote]) -> Done | Dead:
         """What a dead try ends in: the result of an earlier one, the error it died of, or another try."""

@@ -24,7 +24,7 @@ def node() -> ApiNode:
 def txn(node: ApiNode, compares: Any = (), then: Any = (), otherwise: Any = (), **more: str) -> Reply:
     body = {"if": list(compares), "then": list(then), "else": list(otherwise)}
     reply = node.ask_json("POST", "/v1/txn", body, **more)
-    node.runtime.run(5.0)
+    node.runtime.run(6.0)
     return reply
 
 
