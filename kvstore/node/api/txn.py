@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from kvstore.errors import InvalidArgument, TooLarge, Unsupported
+from kvstore.errors import InvalidArgument, TooLarge
 from kvstore.node.api.context import Context
 from kvstore.node.api.items import delete_fields, item_fields, put_fields
 from kvstore.node.api.kv import ttl_ms_of
@@ -103,7 +103,10 @@ def _pack_put(context: Context, op: Any, key: bytes, where: str) -> list[Any]:
         raise api.too_large(f"{where}.value", "value_bytes_max", context.limits.value_bytes_max, len(value))
     _refuse_condition(op.if_revision is not None or op.if_absent, where)
     if op.lease is not None:
-        raise Unsupported(f"{where}.lease: a transaction cannot attach leases yet", parameter="lease")
+        raise InvalidArgument(
+            f"{where}.lease: a put of a transaction takes no lease, which may end before the decision; "
+            "attach it with a put of its own"
+        )
     if op.content_type is not None:
         limit = context.limits.content_type_bytes_max
         api.check_content_type(op.content_type, limit, f"{where}.content_type")

@@ -165,8 +165,9 @@ def test_reads_and_compares_of_reserved_keys_are_fine(node: ApiNode) -> None:
     assert reply.content["succeeded"] is True
 
 
-def test_lease_is_refused_until_it_is_known_how(node: ApiNode) -> None:
-    node.problem(txn(node, [], [put("a", lease="x")]), 501, "unsupported")
+def test_put_with_a_lease_is_refused(node: ApiNode) -> None:
+    problem = node.problem(txn(node, [], [put("a", lease="x")]), 400, "invalid-argument")
+    assert "$.then[0].lease" in problem["detail"]
 
 
 def test_too_much_is_refused_with_the_limit() -> None:
