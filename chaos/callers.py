@@ -117,12 +117,21 @@ class Caller:
         operations = [self._history.invoke(self.number, *piece, now) for piece in pieces]
         body = json.dumps({"ops": [_batched(*piece) for piece in pieces]}).encode()
         headers = {"Content-Type": "application/json", **self._identity("")}
-        end = await self._ask("POST", "/v1/batch", headers, body, is_write=True, is_whole=_has_all_results)
+        settled: dict[int, Any] = {}
+
+        def settle(reply: Reply) -> bool:
+            # A later attempt may find no leader for a piece that an earlier one has carried out.
+            for number, result in enumerate(json.loads(reply.body)["results"]):
+                if result["status"] not in _PASSING_STATUS:
+                    settled.setdefault(number, result)
+            return len(settled) == len(pieces)
+
+        end = await self._ask("POST", "/v1/batch", headers, body, is_write=True, is_whole=settle)
         results: list[Any] = [None] * len(pieces)
         if end.reply and end.reply.status == 200:
             results = json.loads(end.reply.body)["results"]
-        for operation, result in zip(operations, results, strict=True):
-            self._complete_piece(operation, end, result)
+        for number, (operation, result) in enumerate(zip(operations, results, strict=True)):
+            self._complete_piece(operation, end, settled.get(number, result))
         return operations
 
     async def call(
@@ -276,11 +285,9 @@ _TOLD = {
     "incr": ("value", "revision"),
 }
 
+_PASSING_STATUS = frozenset({429, 503, 504})
+
 _PASSING = frozenset({"no-leader", "not-ready", "unavailable", "overloaded", "wrong-route", "conflict"})
-
-
-def _has_all_results(reply: Reply) -> bool:
-    return all(result["status"] not in (429, 503, 504) for result in json.loads(reply.body)["results"])
 
 
 def _has_doubtful_results(reply: Reply) -> bool:

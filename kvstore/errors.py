@@ -193,6 +193,11 @@ class WalPoisoned(Fatal):
     """A write or sync of the log failed. What the disk holds is unknown until a restart reads it."""
 
 
+class DiskFailed(Fatal):
+    """A write, a sync or a lack of means kept a tablet from being opened or flushed. Says nothing of damage:
+    a restart may find everything whole."""
+
+
 class Corrupt(Fatal):
     """Bytes on disk are damaged where a torn write cannot explain it."""
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import Corrupt, DiskFull, Fatal
+from kvstore.errors import Corrupt, DiskFailed, DiskFull, Fatal
 from kvstore.node.beats import Beats
 from kvstore.node.clocks import ShardClocks
 from kvstore.node.log_writer import DISK_FULL_RETRY_S, AppendsRecords, LogWriter, Promise
@@ -335,6 +335,9 @@ class Host:
         except DiskFull as error:
             log.error("shard=%d cannot apply, the disk is full: %s", replica.shard, error)
             self.runtime.call_later(DISK_FULL_RETRY_S, self.mark_dirty, replica)
+            return
+        except DiskFailed as error:
+            self.fail(error)
             return
         except Fatal as error:
             self.halt(replica, f"apply failed: {error}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kvstore.config import Config, agreed_facts, config_hash
-from kvstore.errors import Corrupt
+from kvstore.errors import Corrupt, DiskFailed
 from kvstore.files import Files, join
 from kvstore.node.boot import Boot
 from kvstore.node.boot_runner import BootRunner
@@ -228,7 +228,7 @@ class Node:
     # ---- replicas --------------------------------------------------------------------------------
 
     def _host_replicas(self) -> None:
-        """Open what the log names; what does not open, or should be there and is not, is quarantined."""
+        """Open what the log names; what is damaged, or should be there and is not, is quarantined."""
         accepted = self.boot.identity.accepted
         assert accepted is not None, "a member knows its plan"
         self._is_hosting = True
@@ -251,6 +251,8 @@ class Node:
                 self.quarantine.mark(shard, incarnation, "a later incarnation was made")
             else:
                 self._host_replica(shard, incarnation, replica)
+        if self.host.is_stopped:
+            return
         self.host.clocks.restore(recovered.clocks)
         self.quarantine.is_open = True
         self.recovered = Recovered()
@@ -269,6 +271,10 @@ class Node:
             )
         except Corrupt as error:
             self.quarantine.mark(shard, incarnation, str(error))
+            return
+        except DiskFailed as error:
+            # A quarantine lasts: where two nodes' disks stutter, it would cost the shard its quorum.
+            self.host.fail(error)
             return
         self.host.add(self._replica(opened))
 

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from kvstore.errors import Corrupt, Fatal
+from kvstore.errors import Corrupt, DiskFailed, Fatal
 from kvstore.files import Files, join
 from kvstore.raft import Core, RaftSettings, Restored
 from kvstore.raft.messages import Configuration, SnapshotMeta
@@ -109,6 +109,7 @@ class Tablets:
 
         Raises:
             Corrupt: log and tablet do not fit together; the replica must be quarantined.
+            DiskFailed: the disk refused a write or a sync; nothing is known to be damaged.
         """
         shard, incarnation = key
         directory = _directory_of(replica)
@@ -116,6 +117,8 @@ class Tablets:
             raise Corrupt(f"the log holds entries of shard {shard} but not how it was created")
         try:
             machine = make_machine(self.open_engine(self.path(directory)))
+        except DiskFailed:
+            raise
         except (OSError, Fatal) as error:
             raise Corrupt(f"tablet {directory} does not open: {error}") from error
         self._check_or_bootstrap(machine, replica)

@@ -12,6 +12,7 @@ so reads and writes belong on the loop, in small batches, and the others in a th
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import starmap
@@ -20,12 +21,18 @@ from typing import Any, Final
 import rocksdict
 from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, WriteBatch, WriteBufferManager
 
-from kvstore.errors import Corrupt, DiskFull, Fatal
+from kvstore.errors import Corrupt, DiskFailed, DiskFull, Fatal
 from kvstore.files import Files
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 _FULL_SIGNS: Final = ("No space left", "Disk quota exceeded", "NoSpace")
+_FAILED_WRITE: Final = re.compile(
+    r"while (f?datasync|fsync|sync|msync|append|p?write|writing|renam|mkdir|creat|link|unlink|lock|reopen"
+    r"|clos|ftruncat|fallocat|open a file for (append|lock))|too many open files|cannot allocate memory",
+    re.IGNORECASE,
+)
+"""What fails so has not been found damaged: the disk refused, or this process lacked means."""
 
 
 class RocksEngine:
@@ -202,4 +209,6 @@ def _translated(error: Exception, what: str) -> Exception:
         return DiskFull(message)
     if "Corruption" in str(error):
         return Corrupt(message)
+    if _FAILED_WRITE.search(str(error)):
+        return DiskFailed(message)
     return Fatal(message)

@@ -175,3 +175,14 @@ async def test_a_refusal_that_is_an_answer_is_a_conflict_and_nothing_unexpected(
         )
     assert (operation.outcome, operation.error, operation.result) == ("conflict", "held", 409)
     assert not caller.unexpected
+
+
+async def test_a_piece_that_was_done_once_is_done_though_a_later_attempt_finds_no_leader() -> None:
+    done = {"status": 201, "revision": 3, "version": 1, "created": True}
+    refused = {"status": 503, "code": "no-leader"}
+    first = Answer(200, {"results": [done, refused]})
+    later = Answer(200, {"results": [refused, refused]})
+    async with scripted(in_turn(first, later)) as server:
+        caller = Caller(0, {"n1": server.address}, History(), timeout_s=0.3)
+        pieces = await caller.batch([("put", "a", {"value": "1"}), ("put", "b", {"value": "2"})])
+    assert [piece.outcome for piece in pieces] == ["ok", "refused"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from kvstore.errors import Corrupt
+from kvstore.errors import Corrupt, DiskFailed
 from kvstore.node.identity import DirectoryRefused
 from kvstore.store.limits import StoreLimits
+from kvstore.store.memory import MemoryEngines
 from kvstore.types import META_SHARD, NodeId, ReplicaId
 from kvstore.wire import peer
 from kvstore.wire.boot_messages import MEMBER
@@ -61,6 +62,25 @@ class TestLife:
         script.run(3.0)
         assert not write.is_done
         assert script.leader() in (N1, N2, N3)
+
+    def test_a_disk_that_refuses_a_write_at_the_start_ends_the_node_and_quarantines_nothing(
+        self, script: Script, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written = script.fill(N1, 3)
+        script.kill(N2)
+
+        def refuse(self: object, directory: str) -> None:
+            raise DiskFailed("While fdatasync: Input/output error")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(MemoryEngines, "open", refuse)
+            script.restart(N2)
+            script.run(0.1)
+            assert N2 not in script.cluster.processes
+        script.restart(N2)
+        script.run(3.0)
+        assert not script.damaged()
+        assert script.values(N2, written) == written
 
     def test_a_closed_node_leaves_its_directory_to_the_next(self, script: Script) -> None:
         node = script.process(N2).node

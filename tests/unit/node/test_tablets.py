@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvstore.errors import Corrupt
+from kvstore.errors import Corrupt, DiskFailed
 from kvstore.node.tablets import Opened, Tablets
 from kvstore.raft import RaftSettings
 from kvstore.raft.messages import NORMAL, Configuration, Entry, HardState, SnapshotMeta
@@ -208,6 +208,17 @@ class TestOpening:
         shelf.put_tablet("0-1-bb", 1)
         with pytest.raises(Corrupt, match="0-1-bb does not open"):
             shelf.open(RecoveredReplica(created=created("0-1-bb")))
+
+    def test_a_disk_that_refuses_what_opening_writes_proves_no_damage(self, shelf: Shelf) -> None:
+        """A sync that failed while tablets were opened cost two nodes their replicas, and the shard its
+        quorum, though nothing was damaged."""
+
+        def refuse(directory: str) -> Engine:
+            raise DiskFailed(f"cannot open tablet {directory}: While fdatasync: Input/output error")
+
+        shelf.tablets.open_engine = refuse
+        with pytest.raises(DiskFailed):
+            shelf.open(RecoveredReplica(created=created("0-1-aa")))
 
     def test_a_log_that_contradicts_its_tablet_is_damage(self, shelf: Shelf) -> None:
         shelf.put_tablet("0-1-aa", 3)

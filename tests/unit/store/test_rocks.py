@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.errors import Corrupt, DiskFull, Fatal
+from kvstore.errors import Corrupt, DiskFailed, DiskFull, Fatal
 from kvstore.files import OsFiles
 from kvstore.store import RocksEngines
 from kvstore.store.rocks import _translated
@@ -65,6 +65,11 @@ def test_a_missing_table_is_not_opened_as_if_it_were_empty(engines: RocksEngines
         ("IO error: Disk quota exceeded", DiskFull),
         ("Corruption: block checksum mismatch", Corrupt),
         ("IO error: Input/output error", Fatal),
+        ("IO error: While pread offset 4096 len 16: /t/000008.sst: Input/output error", Fatal),
+        ("IO error: While fdatasync: /t/000009.sst: Input/output error", DiskFailed),
+        ("IO error: While open a file for appending: /t/MANIFEST: Input/output error", DiskFailed),
+        ("IO error: While lock file: /t/LOCK: Resource temporarily unavailable", DiskFailed),
+        ("IO error: While open a file for random read: /t/8.sst: Too many open files", DiskFailed),
     ],
 )
 def test_errors_are_translated(message: str, expected: type[Exception]) -> None:
