@@ -189,12 +189,14 @@ class Taking:
 
     async def run(self) -> list[Any]:
         """The holder's result. Raises: Locked, LockLost, or why it can not be told."""
+        has_entered = False
         try:
             result = await self._enter()
+            has_entered = True
             if not result[1] and result[3] > 0:
                 result = await self._wait()
         except KvError as error:
-            if not isinstance(error, NotApplied):
+            if has_entered or not isinstance(error, NotApplied):
                 self._withdraw()
             raise
         if result[1] and self._is_gone:
@@ -239,7 +241,6 @@ class Taking:
             except KvError as error:
                 failure = error
         if self._is_gone:
-            self._withdraw()
             raise Locked("the caller has gone")
         if fence is None:
             raise Locked("its place in the queue has ended, or the same request was answered elsewhere")

@@ -264,6 +264,17 @@ def test_a_wait_that_fails_withdraws_and_says_why(node: ApiNode) -> None:
     assert holder(node)[3] == 0
 
 
+def test_a_withdrawal_that_is_held_up_is_tried_again_in_the_background(node: ApiNode) -> None:
+    taken(take(node))
+    waits = take(node, wait="5s")
+    shard = shard_of(node)
+    node.router.fail[shard] = Unavailable("no leader")
+    call = node.router.waiting.pop()
+    call.finish(type("Over", (), {"value": [0], "clock_ms": 0, "staleness_s": None})())
+    node.problem(waits, 503, "unavailable")
+    assert ops_of(node)[-2:] == [25, 25]
+
+
 # --- holding
 
 
