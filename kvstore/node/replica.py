@@ -96,13 +96,7 @@ class Replica:
         self.unflushed_bytes = 0
         self.led_term: Term | None = None
         """The term this replica is known to lead, None as follower; the host watches it change."""
-        self.clock_base_ms = 0
-        self.clock_base_at = 0.0
-        """The shard clock as last logged or heard, and when: it runs on from there (`clocks`)."""
-        self.clock_term = Term(0)
-        """The term of the leader whose clock it is."""
-        self.stamped_term = Term(0)
-        """Of the newest entry applied here that carries a clock."""
+        self._make_clock()
         self.heard_at = -1.0
         """When a leader's word last covered everything applied here; bounds a stale read's age."""
         self.round_sent_at: dict[int, float] = {}
@@ -122,6 +116,15 @@ class Replica:
         return self.core.has_committed_in_term and self.machine.applied >= self.core.commit
 
     # ---- the shard clock -------------------------------------------------------------------------
+
+    def _make_clock(self) -> None:
+        self.clock_base_ms = 0
+        self.clock_base_at = 0.0
+        """The shard clock as last logged or heard, and when: it runs on from there (`clocks`)."""
+        self.clock_term = Term(0)
+        """The term of the leader whose clock it is."""
+        self.stamped_term = Term(0)
+        """Of the newest entry applied here that carries a clock."""
 
     def start_clock(self, now: float) -> None:
         self.clock_base_ms, self.clock_base_at = self.machine.clock_ms, now

@@ -165,3 +165,44 @@ async def test_raw_target_reaches_the_handler_untouched() -> None:
         for target in ("/v1/kv/a%2Fb?x=%FF", "/v1/kv/../a//b", "/a%00", "http://other/v1/kv/a"):
             answer = await running.exchange(get(target, b"Connection: close\r\n"))
             assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == target
+
+
+# --- callers that go while their request waits ----------------------------------------------------
+
+
+async def test_a_waiting_request_is_told_that_its_caller_closed_its_half() -> None:
+    told: list[str] = []
+
+    def wait(request: Request) -> None:
+        def end() -> None:
+            told.append("end of input")
+            request.respond(Response(409, b"", b"given up"))
+
+        request.on_end_of_input = end
+        request.on_gone = lambda: told.append("gone")
+
+    async with serving(wait) as running:
+        reader, writer = await running.connect()
+        writer.write(get("/lock"))
+        writer.write_eof()
+        status, _, body = await read_answer(reader)
+        assert (status, body, told) == (409, b"given up", ["end of input"])
+        writer.close()
+
+
+async def test_a_waiting_request_is_told_that_its_caller_has_gone() -> None:
+    waiting: list[Request] = []
+    told: list[str] = []
+
+    def wait(request: Request) -> None:
+        request.on_gone = lambda: told.append("gone")
+        waiting.append(request)
+
+    async with serving(wait) as running:
+        _, writer = await running.connect()
+        writer.write(get("/lock"))
+        await until(lambda: bool(waiting))
+        reset(writer)
+        await until(lambda: bool(told))
+        waiting[0].respond(Response(200, b"", b"nobody reads this"))
+    assert told == ["gone"]
