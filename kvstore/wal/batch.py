@@ -14,8 +14,8 @@ the sync mark which tells rot from a torn write (pitfall 12).
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
+import msgspec
 from google_crc32c import extend as _extend
 from google_crc32c import value as crc32c
 
@@ -34,11 +34,12 @@ _CHECKSUM_AT = _START.size
 _REST_AT = _CHECKSUM_AT + _CHECKSUM.size
 _TABLE_AT = _REST_AT + _REST.size
 _PADDING = bytes(SECTOR_BYTES)
+_unpack = ROW.unpack_from
 
 Row = tuple[int, int, int, int, int, int, int, int]
 
 
-class Batch(NamedTuple):
+class Batch(msgspec.Struct, frozen=True, gc=False):
     """A batch whose head and table are whole; its payloads may not be."""
 
     offset: int
@@ -89,10 +90,10 @@ def parse(content: bytes, offset: int, nonce: int | None) -> Batch | None:
     exact_end = payload_at + payload_bytes
     if exact_end > len(content):
         return None
-    covered = content[offset : offset + _CHECKSUM_AT] + content[offset + _REST_AT : payload_at]
-    if crc32c(covered) != checksum:
+    covered = content[offset + _REST_AT : payload_at]
+    if _extend(crc32c(content[offset : offset + _CHECKSUM_AT]), covered) != checksum:
         return None
-    rows = tuple(ROW.iter_unpack(content[table_at:payload_at]))
+    rows = (_unpack(content, table_at),) if count == 1 else tuple(ROW.iter_unpack(covered[_REST.size :]))
     end = exact_end + -exact_end % SECTOR_BYTES
     return Batch(offset, end, sequence, checksum, previous_checksum, rows, payload_at)
 
@@ -119,10 +120,11 @@ def payloads(content: bytes, batch: Batch) -> list[bytes | None]:
     """One per row, None where the checksum is wrong."""
     found: list[bytes | None] = []
     at = batch.payload_at
-    for _, _, _, count, _, _, _, checksum in batch.rows:
-        payload = content[at : at + count]
-        found.append(payload if crc32c(payload) == checksum else None)
-        at += count
+    for row in batch.rows:
+        end = at + row[3]
+        payload = content[at:end]
+        found.append(payload if crc32c(payload) == row[7] else None)
+        at = end
     return found
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
+import msgspec
+
 from kvstore.types import LogIndex, ShardId
 from kvstore.wal.record import (
     ClockRecord,
@@ -34,7 +36,7 @@ PIECE_BYTES: Final = 256 * 1024
 Lasting = HardStateRecord | SnapshotInstalled | ShardCreated | ShardDestroyed | Quarantined
 
 
-class Place(NamedTuple):
+class Place(msgspec.Struct, frozen=True, gc=False):
     """The batch that holds a record."""
 
     segment: int
@@ -84,15 +86,15 @@ class ReplicaIndex:
         tail = self.pieces[-1] if self.pieces else None
         if (
             tail is not None
-            and tail.segment == place.segment
             and tail.last + 1 == first
-            and not tail.is_closed
             and place.end - tail.offset <= PIECE_BYTES
+            and tail.segment == place.segment
+            and not tail.is_closed
         ):
             tail.last, tail.end = last, place.end
             tail.entry_bytes += entry_bytes
         else:
-            self.pieces.append(Piece(first, last, *place, entry_bytes))
+            self.pieces.append(_piece(first, last, place, entry_bytes))
 
     def fill(self, first: int, last: int, entry_bytes: int, place: Place) -> None:
         """These entries now lie at `place`, and nowhere else."""
@@ -105,7 +107,9 @@ class ReplicaIndex:
                 kept.append(_part(piece, piece.first, first - 1))
             if piece.last > last:
                 kept.append(_part(piece, last + 1, piece.last))
-        kept.append(Piece(first, last, *place, entry_bytes, is_closed=True))
+        relocated = _piece(first, last, place, entry_bytes)
+        relocated.is_closed = True
+        kept.append(relocated)
         self.pieces = kept
 
     def truncate(self, index: int) -> None:
@@ -124,6 +128,10 @@ class ReplicaIndex:
         self.first = max(self.first, min(index, self.last + 1))
         if self.pieces and any(piece.last < self.first for piece in self.pieces):
             self.pieces = [piece for piece in self.pieces if piece.last >= self.first]
+
+
+def _piece(first: int, last: int, place: Place, entry_bytes: int) -> Piece:
+    return Piece(first, last, place.segment, place.offset, place.end, place.sequence, entry_bytes)
 
 
 def _part(piece: Piece, first: int, last: int) -> Piece:

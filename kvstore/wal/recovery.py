@@ -153,9 +153,11 @@ def _read_segment(
         elif checksum is not None and batch.previous_checksum != checksum:
             replay.damaged(f"{name} at {offset}: batch {expected} does not follow the batch before it")
         whole = payloads(content, batch)
-        if None in whole and is_last and not _is_begun(content, batch.end, header.nonce):
+        is_whole = None not in whole
+        if not is_whole and is_last and not _is_begun(content, batch.end, header.nonce):
             break
-        replay.replay(batch, whole, Place(header.number, batch.offset, batch.end, batch.sequence))
+        place = Place(header.number, batch.offset, batch.end, batch.sequence)
+        replay.replay(batch, whole, place, is_whole=is_whole)
         newest, offset, expected, checksum = batch, batch.end, batch.sequence + 1, batch.checksum
     if until is not None and expected != until:
         replay.damaged(_lost(name, offset, expected, until))

@@ -5,7 +5,7 @@ gap across the damage, or an inventory that agrees, clear a replica; the rest is
 (see `recovery.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvstore.raft.messages import Entry, HardState
@@ -68,6 +68,8 @@ class Held:
     """Entries of one replica while the log is read."""
 
     index: ReplicaIndex
+    floor: int = 0
+    """Entries below are checked like all others but not kept."""
     entries: list[Entry] = field(default_factory=list)
     """A contiguous run that ends at the replica's last index; may be empty."""
     filled: dict[int, Entry] = field(default_factory=dict)
@@ -77,6 +79,28 @@ class Held:
     hurt: str | None = None
     unsure: str | None = None
     """Damage that the replica has not been cleared of yet."""
+
+    def extend(self, row: Row, payload: bytes, place: Place) -> bool:
+        """The short way for nearly all records of a log: entries that follow, of a replica in good health.
+        False: it is not that simple."""
+        _, _, _, payload_bytes, number, _, first, _ = row
+        index = self.index
+        if (
+            number != index.number + 1
+            or first != index.last + 1
+            or self.hurt is not None
+            or self.unsure is not None
+            or index.is_destroyed
+        ):
+            return False
+        index.number = number
+        if first < self.floor and (last := first + entry_count(payload) - 1) < self.floor:
+            index.last = last
+            return True
+        entries = decode_entries(payload)
+        self.entries.extend(entries)
+        index.add(first, first + len(entries) - 1, payload_bytes, place)
+        return True
 
     def take(self, record: ReplicaRecord, last: int, place: Place) -> str | None:
         """Apply one record to the entries; the answer says why it can't be right."""
@@ -164,12 +188,20 @@ class Replay:
             if not replica.is_destroyed:
                 self._held[key].unsure = what
 
-    def replay(self, batch: Batch, payloads: list[bytes | None], place: Place) -> None:
-        if None in payloads:
+    def replay(
+        self, batch: Batch, payloads: list[bytes | None], place: Place, *, is_whole: bool = False
+    ) -> None:
+        """Take one batch; a payload that could not be read is None. `is_whole`: surely none is."""
+        if not is_whole and None in payloads:
             self._hurt_by_rows(batch, payloads, place)
+        held_of: Callable[[tuple[int, int]], Held | None] = self._held.get  # type: ignore[assignment]
         for row, payload in zip(batch.rows, payloads, strict=True):
-            if payload is None or (row[0] == ENTRIES and self._extend(row, payload, place)):
+            if payload is None:
                 continue
+            if row[0] == ENTRIES:
+                held = held_of(row[1:3])
+                if held is not None and held.extend(row, payload, place):
+                    continue
             record = record_of(row, payload)
             if isinstance(record, Inventory):
                 self._compare(record)
@@ -178,25 +210,6 @@ class Replay:
             else:
                 self._apply(record, row, place)
         self._is_first_batch = False
-
-    def _extend(self, row: Row, payload: bytes, place: Place) -> bool:
-        """The short way for nearly all records of a log: entries that follow, of a replica in good health."""
-        _, shard, incarnation, payload_bytes, number, _, first, _ = row
-        key = (ShardId(shard), Incarnation(incarnation))
-        held = self._held.get(key)
-        if held is None or held.hurt is not None or held.unsure is not None:
-            return False
-        replica = held.index
-        if replica.is_destroyed or number != replica.number + 1 or first != replica.last + 1:
-            return False
-        replica.number = number
-        last = first + entry_count(payload) - 1
-        if last < self._floors.get(key, 0):
-            replica.last = last
-        else:
-            held.entries.extend(decode_entries(payload))
-            replica.add(first, last, payload_bytes, place)
-        return True
 
     def _hurt_by_rows(self, batch: Batch, payloads: list[bytes | None], place: Place) -> None:
         for (kind, shard, incarnation, _, number, _, _, _), payload in zip(batch.rows, payloads, strict=True):
@@ -222,7 +235,7 @@ class Replay:
     def _hold(self, key: Key) -> Held:
         held = self._held.get(key)
         if held is None:
-            held = self._held[key] = Held(self.index.replica(key))
+            held = self._held[key] = Held(self.index.replica(key), self._floors.get(key, 0))
         return held
 
     def _apply(self, record: ReplicaRecord, row: Row, place: Place) -> None:
