@@ -51,8 +51,8 @@ class ComposeCluster(Cluster):
         return path
 
     def close(self) -> None:
-        for name in self.paused:
-            docker("unpause", self.containers[name])
+        for name in list(self.paused):
+            self.resume(name)
         for name in self.names:
             (self.directory / f"{name}.log").write_text(self.log(name))
         self._compose("down", "--volumes", "--remove-orphans")
