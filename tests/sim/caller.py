@@ -149,6 +149,8 @@ class Attempt:
         world.after(delay, self._arrive, self.node, number)
         if self.is_write and caller.is_identified and caller.dice.random() < caller.late_share:
             world.after(caller.dice.uniform(0, 6), self._arrive, caller.node(), 0)
+            # It may be carried out after all others were refused.
+            self.was_unknown = True
         world.after(ATTEMPT_S + 0.2, self._on_answer, None, number)
 
     def _arrive(self, node: NodeId, number: int) -> None:
