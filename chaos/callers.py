@@ -170,6 +170,18 @@ class Caller:
         """A connection of one's own, for what stays open; to be closed by whoever asked for it."""
         return Connection(self._endpoints[node or self._node])
 
+    def choose_node(self) -> str:
+        """Any of the nodes that it may ask."""
+        return self.dice.choice(self._nodes)
+
+    def begin(self, kind: str, key: str, argument: Any, process: int | None = None) -> Operation:
+        """An operation that is made by other means than `call`; `complete` ends it. `process`: another's."""
+        number = self.number if process is None else process
+        return self._history.invoke(number, kind, key, argument, self._now())
+
+    def complete(self, operation: Operation, outcome: Outcome, result: Any = None) -> None:
+        self._history.complete(operation, outcome, self._now(), result)
+
     # ---- one request -----------------------------------------------------------------------------
 
     async def _write(

@@ -6,7 +6,7 @@ not answered is lost, and the caller decides.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple
 
 
@@ -60,6 +60,32 @@ class Connection:
             if not is_over:
                 self.close()
 
+    async def lines(self, target: str, open_s: float, idle_s: float) -> AsyncIterator[bytes | None]:
+        """Lines of a chunked answer, each as it comes; None whenever `idle_s` have passed without one. Ends
+        with the answer. Raises NotSent or Lost, also for any other status than 200."""
+        request = f"GET {target} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n\r\n"
+        try:
+            async with asyncio.timeout(open_s):
+                reader, writer = await self._open()
+        except (OSError, TimeoutError) as error:
+            raise NotSent(str(error) or "no connection in time") from error
+        try:
+            async with asyncio.timeout(open_s):
+                writer.write(request.encode())
+                head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200 "):
+                raise Lost(head.split(b"\r\n")[0].decode("latin-1"))
+            rest = b""
+            async for chunk in _chunks_of(reader, idle_s):
+                if chunk is None:
+                    yield None
+                    continue
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    yield line
+        except (OSError, TimeoutError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
+            raise Lost(f"{type(error).__name__} {error}".strip()) from error
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.transport.abort()
@@ -87,6 +113,25 @@ async def _read_reply(reader: asyncio.StreamReader, method: str) -> Reply:
     if headers.get("transfer-encoding", "").lower() == "chunked":
         return Reply(status, headers, await _read_chunks(reader))
     return Reply(status, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
+
+
+async def _chunks_of(reader: asyncio.StreamReader, idle_s: float) -> AsyncIterator[bytes | None]:
+    """Pieces of a chunked body, None for each `idle_s` without one."""
+    size = asyncio.ensure_future(reader.readuntil(b"\r\n"))
+    try:
+        while True:
+            await asyncio.wait((size,), timeout=idle_s)
+            if not size.done():
+                yield None
+                continue
+            length = int(size.result().split(b";")[0], 16)
+            part = await reader.readexactly(length + 2)
+            if length == 0:
+                return
+            yield part[:-2]
+            size = asyncio.ensure_future(reader.readuntil(b"\r\n"))
+    finally:
+        size.cancel()
 
 
 async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
