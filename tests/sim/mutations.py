@@ -7,7 +7,7 @@ Not planted, because the feature is not there or not in the workload yet: 3 and 
 24 (watch).
 """
 
-from tests.sim import mutations_raft, mutations_storage
+from tests.sim import mutations_locks, mutations_raft, mutations_storage
 from tests.sim.plant import MUTATIONS, Mutation
 
-__all__ = ["MUTATIONS", "Mutation", "mutations_raft", "mutations_storage"]
+__all__ = ["MUTATIONS", "Mutation", "mutations_locks", "mutations_raft", "mutations_storage"]
