@@ -123,7 +123,7 @@ class Timeouts(Section, frozen=True):
     idle_s: Annotated[Seconds, Meta(description="seconds a connection may rest between requests")] = 75.0
     stop_s: Annotated[Seconds, Meta(description="seconds that running requests get at a clean stop")] = 10.0
     disk_stall_ms: Annotated[
-        Millis, Meta(description="milliseconds of one unfinished log write before /livez and /readyz say 503")
+        Millis, Meta(description="milliseconds of one unfinished log write before /readyz says 503")
     ] = 1000
     disk_dead_s: Annotated[
         Seconds, Meta(description="seconds of one unfinished log write before this node exits")

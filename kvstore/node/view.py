@@ -207,14 +207,19 @@ class NodeView:
     # ---- health ----------------------------------------------------------------------------------
 
     def liveness(self) -> list[Check]:
-        busy_s = self._host.log.busy_s(self._host.runtime.now())
-        limit_s = self._config.timeouts.disk_stall_ms / 1000
+        """What only a restart can mend; a dead loop gives no answer at all. A slow disk is not among it: a
+        restart would make it no faster, and take one more node away from those that wait for theirs."""
+        log = self._host.log
         return [
             Check("running", not self._host.is_stopped),
-            Check(
-                "log_disk", busy_s < limit_s, f"oldest unsynced write is {busy_s:.1f} s old" if busy_s else ""
-            ),
+            Check("log", not log.is_dead, "the log has failed" if log.is_dead else ""),
         ]
+
+    def _log_disk(self) -> Check:
+        busy_s = self._host.log.busy_s(self._host.runtime.now())
+        limit_s = self._config.timeouts.disk_stall_ms / 1000
+        detail = f"oldest unsynced write is {busy_s:.1f} s old" if busy_s else ""
+        return Check("log_disk", busy_s < limit_s, detail)
 
     def readiness(self) -> list[Check]:
         if not self._node.is_ready:
@@ -235,6 +240,7 @@ class NodeView:
                 not self._node.router.is_read_only,
                 "nearly full: only deletes are accepted" if self._node.router.is_read_only else "",
             ),
+            self._log_disk(),
             *self.liveness(),
         ]
 

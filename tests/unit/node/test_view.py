@@ -158,7 +158,7 @@ class TestHealth:
         checks = view_of(script).readiness()
         assert all(check.is_ok for check in checks), checks
         assert {check.name for check in checks} == {
-            "member", "leaders_known", "no_quarantine", "disk_space", "running", "log_disk",
+            "member", "leaders_known", "no_quarantine", "disk_space", "log_disk", "running", "log",
         }  # fmt: skip
 
     def test_before_the_first_boot_it_says_what_it_waits_for(self) -> None:
@@ -183,7 +183,25 @@ class TestHealth:
         failed = {check.name: check.detail for check in view_of(script).readiness() if not check.is_ok}
         assert set(failed) >= {"no_quarantine", "disk_space", "log_disk"}
         assert "bad block" in failed["no_quarantine"]
-        assert [check.name for check in view_of(script).liveness() if not check.is_ok] == ["log_disk"]
+
+    def test_a_disk_that_hangs_is_no_reason_to_restart_the_node(self, script: Script) -> None:
+        node = script.process(N1).node
+        disk = script.cluster.machines[N1].disk
+        disk.hung_until, disk.hung_lane = script.world.now + 20.0, "wal"
+        node.host.log.add([], None)
+        node.host.log.then(lambda: None)
+        node.host.schedule_pass()
+        for _ in range(5):
+            script.run(2.0)
+            assert "log_disk" in {check.name for check in view_of(script).readiness() if not check.is_ok}
+            assert all(check.is_ok for check in view_of(script).liveness())
+        script.run(15.0)
+        assert all(check.is_ok for check in view_of(script).readiness())
+
+    def test_a_failed_log_is_a_reason_to_restart_the_node(self, script: Script) -> None:
+        script.process(N1).node.host.log.is_dead = True
+        failed = [check for check in view_of(script).liveness() if not check.is_ok]
+        assert [(check.name, check.detail) for check in failed] == [("log", "the log has failed")]
 
     def test_a_shard_without_known_leader_is_named(self, script: Script) -> None:
         script.part(N1)
