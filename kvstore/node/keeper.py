@@ -7,7 +7,7 @@ thread, then cut. What slow peers still need is kept within a byte budget; past 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -27,7 +27,11 @@ class ReclaimsLog(Protocol):
     @property
     def segment_count(self) -> int: ...
 
-    def reclaim(self, needed: Mapping[tuple[ShardId, Incarnation], LogIndex]) -> None: ...
+    def reclaim(
+        self,
+        needed: Mapping[tuple[ShardId, Incarnation], LogIndex],
+        idle: Collection[tuple[ShardId, Incarnation]] = (),
+    ) -> bool: ...
 
 
 class KeeperSettings(msgspec.Struct, frozen=True):
@@ -63,6 +67,8 @@ class Keeper:
         self.free_bytes: int | None = None
         self.pins: Callable[[], Mapping[ShardId, LogIndex]] = dict
         """Logs that a snapshot under way still needs from this index on (pitfall 18)."""
+        self.halted: Callable[[], Iterable[Replica]] = tuple
+        """Replicas out of service that a restart may bring back: they neither flush nor write."""
 
     def start(self) -> None:
         self._host.runtime.call_later(self._settings.interval_s, self._round)
@@ -130,13 +136,19 @@ class Keeper:
             )
             for replica in self._host.replicas.values()
         }
+        idle = {
+            (replica.shard, replica.incarnation): LogIndex(replica.machine.durable_applied + 1)
+            for replica in self.halted()
+        }
 
-        def done(_result: Any, error: BaseException | None) -> None:
+        def done(has_more: Any, error: BaseException | None) -> None:
             self._is_reclaiming = False
             if error is not None and not isinstance(error, DiskFull):
                 self._host.fail(error)
+            elif error is None and has_more and self._wal.segment_count > self._settings.segments_max:
+                self.reclaim()
 
-        self._host.log.run(lambda: self._wal.reclaim(needed), done)
+        self._host.log.run(lambda: self._wal.reclaim(needed | idle, idle), done)
 
     def _watch_disk(self) -> None:
         if self._is_watching:

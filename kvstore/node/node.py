@@ -106,6 +106,7 @@ class Node:
         self.quarantine = Quarantine(
             self.host, self.tablets, self._host_replica, self.snapshots.receiver.cancel
         )
+        self.keeper.halted = self.quarantine.halted
         self.rebuilds = Rebuilds(self.host, transport)
         self.recovery = Recovery(self.host, self.router)
         self.expiry = Expiry(self.host)

@@ -6,7 +6,7 @@ segment goes, and the inventory in the same batch as the copy says which segment
 (pitfall 14). A segment with much that is needed stays, and `Wal.holders` names whose host should flush.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -38,12 +38,12 @@ def holders(index: Index, segment: int) -> tuple[Key, ...]:
     return tuple(key for key, replica in index.replicas.items() if replica.live_pieces(segment))
 
 
-def is_worth_copying(index: Index, segment: int, capacity: int) -> bool:
-    """Whether the segment holds little that is needed. What quarantined replicas hold does not count: they
-    will never flush, and must not keep the log of the others from being cut."""
+def is_worth_copying(index: Index, segment: int, capacity: int, idle: Collection[Key] = ()) -> bool:
+    """Whether the segment holds little that is needed. What quarantined and `idle` replicas hold does not
+    count: they will never flush, and must not keep the log of the others from being cut."""
     live_bytes = 0
-    for replica in index.replicas.values():
-        if Quarantined not in replica.newest:
+    for key, replica in index.replicas.items():
+        if Quarantined not in replica.newest and key not in idle:
             live_bytes += sum([piece.entry_bytes for piece in replica.live_pieces(segment)])
     return live_bytes <= capacity // LIVE_SHARE
 

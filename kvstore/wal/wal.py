@@ -7,7 +7,7 @@ reads the disk again, helps. A full disk is noticed before anything is written, 
 can't be reserved, and poisons nothing (pitfall 13).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from kvstore.errors import WalPoisoned
@@ -92,9 +92,10 @@ class Wal:
         if records:
             self._write(records)
 
-    def reclaim(self, needed: Mapping[Key, LogIndex]) -> None:
+    def reclaim(self, needed: Mapping[Key, LogIndex], idle: Collection[Key] = ()) -> bool:
         """Give up entries below the first index that each replica still needs, and drop segments that
-        nobody needs. A replica that is not named keeps all it has.
+        nobody needs. A replica that is not named keeps all it has. `idle` ones will not need less before a
+        restart: what they have is copied, however much. True: there is more to do than one call may read.
 
         Raises: as `append`; Corrupt, if something old that is needed can't be read any more.
         """
@@ -103,7 +104,7 @@ class Wal:
         budget = reclaim.READ_BYTES_MAX
         while budget > 0 and self.segment_count > 1:
             number, capacity = self._segments.segments[0]
-            if not reclaim.is_worth_copying(self._index, number, capacity):
+            if not reclaim.is_worth_copying(self._index, number, capacity, idle):
                 break
             path = self._segments.path(number)
             entries, budget, is_all = reclaim.live_entries(self._files, path, self._index, number, budget)
@@ -118,6 +119,7 @@ class Wal:
         with self._poisoned_by_failure():
             self._segments.fill_reserve()
         self.holders = reclaim.holders(self._index, self.oldest_segment) if self.segment_count > 1 else ()
+        return budget <= 0
 
     def close(self) -> None:
         if self._active is not None:

@@ -42,14 +42,19 @@ class ListLog:
         self.failure: BaseException | None = None
         self.segment_count = 1
         self.reclaimed: list[dict[Any, LogIndex]] = []
+        self.idle: set[Any] = set()
+        self.more_to_reclaim = 0
 
     def append(self, records: Sequence[Record]) -> None:
         self._fail_if_told()
         self.batches.append(list(records))
 
-    def reclaim(self, needed: Any) -> None:
+    def reclaim(self, needed: Any, idle: Any = ()) -> bool:
         self._fail_if_told()
         self.reclaimed.append(dict(needed))
+        self.idle = set(idle)
+        self.more_to_reclaim -= 1
+        return self.more_to_reclaim >= 0
 
     def _fail_if_told(self) -> None:
         if self.failure is not None:

@@ -217,6 +217,37 @@ class TestReclaiming:
         kept.group.run(0.1)
         assert [set(needed) for needed in kept.node.log.reclaimed] == [{(ShardId(1), FIRST)}]
 
+    def test_a_halted_replica_needs_what_no_flush_covers_and_is_not_waited_for(self) -> None:
+        kept = Kept(shards=2)
+        kept.fill(3)
+        kept.flush()
+        kept.fill(2)
+        halted = kept.replica
+        kept.node.host.halt(halted, "damaged")
+        kept.keeper.halted = lambda: [halted]
+        kept.keeper.reclaim()
+        kept.group.run(0.1)
+        [needed] = kept.node.log.reclaimed
+        assert needed == {
+            (SHARD, FIRST): halted.machine.durable_applied + 1,
+            (ShardId(1), FIRST): 1,
+        }
+        assert needed[SHARD, FIRST] == halted.machine.applied - 1
+        assert kept.node.log.idle == {(SHARD, FIRST)}
+
+    def test_a_long_log_is_cut_without_a_pause(self) -> None:
+        kept = Kept(segments_max=3)
+        kept.node.log.more_to_reclaim = 4
+        kept.node.log.segment_count = 4
+        kept.keeper.reclaim()
+        kept.group.run(0.1)
+        assert len(kept.node.log.reclaimed) == 5
+        kept.node.log.more_to_reclaim = 4
+        kept.node.log.segment_count = 3
+        kept.keeper.reclaim()
+        kept.group.run(0.1)
+        assert len(kept.node.log.reclaimed) == 6
+
     def test_one_at_a_time_and_in_the_order_of_the_log(self) -> None:
         kept = Kept()
         kept.keeper.reclaim()

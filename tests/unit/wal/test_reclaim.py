@@ -40,11 +40,11 @@ class _Log:
             last = self.model.replicas[key(shard)].last
             self.append(entries(shard, last + 1, payload=bytes(payload_bytes)))
 
-    def reclaim(self, **needed: int) -> None:
-        """`s1=5`: shard 1 needs its entries from 5 on."""
+    def reclaim(self, *idle: int, **needed: int) -> bool:
+        """`s1=5`: shard 1 needs its entries from 5 on. `idle`: shards that will not need less."""
         wanted: dict[Key, LogIndex] = {key(int(name[1:])): LogIndex(index) for name, index in needed.items()}
         self.model.need(wanted)
-        self.wal.reclaim(wanted)
+        return self.wal.reclaim(wanted, {key(shard) for shard in idle})
 
     def last(self, shard: int) -> int:
         return self.model.replicas[key(shard)].last
@@ -122,6 +122,41 @@ def test_quarantined_replica_keeps_its_entries_and_does_not_pin_the_log() -> Non
         log.reclaim(s1=log.last(1))
         log.check()
     assert log.wal.oldest_segment > 4
+
+
+def test_an_idle_replica_keeps_what_it_needs_and_does_not_pin_the_log() -> None:
+    log = _Log()
+    log.append(created(1), created(2))
+    log.fill(2, 8)
+    most = 0
+    for _ in range(20):
+        log.fill(1, 12)
+        log.reclaim(2, s1=log.last(1), s2=5)
+        log.check()
+        most = max(most, log.wal.segment_count)
+    assert most <= 4
+    assert log.model.replicas[key(2)].last == 8
+    log.fill(1, 12)
+    log.reclaim(s1=log.last(1), s2=5)
+    pinned = log.wal.segment_count
+    log.fill(1, 60)
+    log.reclaim(s1=log.last(1), s2=5)
+    assert log.wal.segment_count > pinned + 6, "without being called idle it pins the log"
+
+
+def test_a_call_that_stops_for_what_it_may_read_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reclaim, "READ_BYTES_MAX", 1)
+    log = _Log()
+    log.append(created(1), created(2))
+    log.fill(2, 8)
+    log.fill(1, 12)
+    calls = 0
+    while log.reclaim(2, s1=log.last(1), s2=1):
+        calls += 1
+        assert calls < 50
+    assert calls > 1
+    assert log.wal.segment_count <= 4
+    log.check()
 
 
 def test_lasting_records_and_clocks_outlive_their_segments() -> None:
