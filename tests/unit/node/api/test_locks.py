@@ -363,6 +363,28 @@ def test_values_that_are_not_text_go_through_both_formats(node: ApiNode) -> None
     assert node.ask("GET", office, accept="application/msgpack").content["value"] == b"\xff\x00"
 
 
+# --- fences in transactions
+
+
+def test_a_transaction_can_ask_for_the_fence(node: ApiNode) -> None:
+    first = taken(take(node, "/v1/locks/%7Bu%7D"))
+
+    def write(fence: int, value: str) -> bool:
+        condition = {"key": "_locks/{u}", "revision": {"eq": fence}}
+        put = {"op": "put", "key": "{u}data", "value": value}
+        reply = node.ask_json("POST", "/v1/txn", {"if": [condition], "then": [put], "else": []})
+        assert reply.status == 200, reply.body
+        return bool(reply.content["succeeded"])
+
+    assert write(first["fence"], "1")
+    node.ask("DELETE", f"/v1/locks/%7Bu%7D/{first['token']}")
+    assert not write(first["fence"], "late")
+    second = taken(take(node, "/v1/locks/%7Bu%7D"))
+    assert not write(first["fence"], "late")
+    assert write(second["fence"], "2")
+    assert node.value("%7Bu%7Ddata") == b"2"
+
+
 # --- what only the store writes
 
 
@@ -380,6 +402,7 @@ def test_keys_of_locks_and_elections_can_not_be_written(node: ApiNode, key: str)
         {"op": "incr", "key": name},
     ):
         node.problem(node.ask_json("POST", "/v1/batch", {"ops": [op]}), 400, "invalid-argument")
+        node.problem(node.ask_json("POST", "/v1/txn", {"then": [op]}), 400, "invalid-argument")
     assert node.ask_json("POST", "/v1/batch", {"ops": [{"op": "get", "key": name}]}).status == 200
 
 
