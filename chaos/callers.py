@@ -56,7 +56,7 @@ class Caller:
         """Answers that no client may ever get: server errors, and refusals of good requests."""
         self._history = history
         self._is_identified = is_identified
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._endpoints = dict(endpoints)
         self._connections = {name: Connection(address) for name, address in endpoints.items()}
         self._nodes = [pin] if pin else list(endpoints)
@@ -223,7 +223,7 @@ class Caller:
         is_whole: Callable[[Reply], bool] = lambda reply: True,
         conflicts: frozenset[str] = frozenset(),
     ) -> End:
-        deadline = self._now() + self._timeout_s
+        deadline = self._now() + self.timeout_s
         partial: Reply | None = None
         may_repeat = self._is_identified or not is_write
         is_doubtful, error = False, "deadline"

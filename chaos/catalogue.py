@@ -8,7 +8,7 @@ from typing import Self
 
 from chaos.clocks import FakedClocks, can_fake_clocks
 from chaos.cluster import Cluster
-from chaos.compose import ComposeCluster, Unplug, can_compose
+from chaos.compose import COMPOSE_NEMESES, ComposeCluster, Isolate, can_compose, can_isolate
 from chaos.disks import can_mount
 from chaos.injection import can_inject
 from chaos.machine_faults import MACHINE_NEMESES, ClockJump, Power, PoweredCluster
@@ -58,9 +58,9 @@ class Target:
             if name in NETWORK_NEMESES:
                 assert isinstance(self.cluster, NetworkedCluster), f"{name} needs the target hosts or netns"
                 made.append(NETWORK_NEMESES[name](self.cluster, dice))
-            elif name == Unplug.kind:
+            elif name in COMPOSE_NEMESES:
                 assert isinstance(self.cluster, ComposeCluster), f"{name} needs the target compose"
-                made.append(Unplug(self.cluster, dice))
+                made.append(COMPOSE_NEMESES[name](self.cluster, dice))
             elif name in MACHINE_NEMESES:
                 assert isinstance(self.cluster, LocalCluster), f"{name} needs processes of ours"
                 made.append(MACHINE_NEMESES[name](self.cluster, dice))
@@ -88,7 +88,7 @@ class Target:
 def faults_of(target: str) -> dict[str, Callable[..., Nemesis]]:
     """Every nemesis that this target can have, by name."""
     if target == "compose":
-        return {**NEMESES, Unplug.kind: Unplug}
+        return {**NEMESES, **COMPOSE_NEMESES}
     own = {**NEMESES, **MACHINE_NEMESES}
     return {**own, **NETWORK_NEMESES} if target in NETWORKS else own
 
@@ -115,6 +115,8 @@ def missing_for(names: Sequence[str], target: str) -> str | None:
     for name in names:
         if name in _BY_STRACE and (missing := can_inject()):
             return f"{name} {missing}"
+        if name == Isolate.kind and (missing := can_isolate()):
+            return f"{name} {missing}"
         if name == ClockJump.kind and (missing := can_fake_clocks()):
             return f"{name} {missing}"
         if name == Power.kind and (missing := can_mount()):
@@ -129,7 +131,7 @@ def describe() -> str:
         ("on every target", NEMESES),
         ("of the machine (root; strace, loop devices, time namespaces, libfaketime)", MACHINE_NEMESES),
         ("of the network (--target hosts or netns)", NETWORK_NEMESES),
-        ("of containers (--target compose)", {Unplug.kind: Unplug}),
+        ("of containers (--target compose)", COMPOSE_NEMESES),
     ):
         lines.append(f"{title}:")
         lines += [f"  {name:<13} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]

@@ -7,8 +7,10 @@ a container engine that answers, and the image (`docker-compose build`, or KVSTO
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,12 @@ class ComposeCluster(Cluster):
         inspected = json.loads(docker("inspect", self.containers[name]))
         return sorted(inspected[0]["NetworkSettings"]["Networks"])
 
+    def address(self, name: str) -> str:
+        """Of a container in the network of the project, empty if it has none."""
+        inspected = json.loads(docker("inspect", self.containers[name]))
+        networks = inspected[0]["NetworkSettings"]["Networks"]
+        return str(networks.get(self.network_of_project(), {}).get("IPAddress", ""))
+
     def network_of_project(self) -> str:
         return f"{self._name}_default"
 
@@ -135,6 +143,57 @@ class Unplug(Nemesis):
         # The alias is the name by which the other nodes know it.
         docker("network", "connect", "--alias", name, network, self._containers.containers[name])
         fault.ended = now_s
+
+
+class Isolate(Nemesis):
+    """A container that leads loses its peers, not its clients, by iptables in its own namespace."""
+
+    kind = "isolate"
+
+    def __init__(self, cluster: ComposeCluster, dice: random.Random) -> None:
+        super().__init__(cluster, dice)
+        self._containers = cluster
+
+    def begin(self, now_s: float) -> Fault | None:
+        name = self._leader()
+        if name is None:
+            return None
+        others = [self._containers.address(other) for other in self.cluster.names if other != name]
+        fault = self._fault(now_s, name)
+        for other in filter(None, others):
+            self._iptables(name, "--append", "INPUT", "--source", other, "--jump", "DROP")
+            self._iptables(name, "--append", "OUTPUT", "--destination", other, "--jump", "DROP")
+        return fault
+
+    def end(self, fault: Fault, now_s: float) -> None:
+        (name,) = fault.nodes
+        fault.ended = now_s
+        try:
+            told = self._iptables(name, "--list", "--verbose", "--numeric", "--exact")
+            self._iptables(name, "--flush", "INPUT")
+            self._iptables(name, "--flush", "OUTPUT")
+        except ToolError:
+            fault.proof = "its rules went with its container, which another fault ended"
+            return
+        fault.bites = sum(int(packets) for packets in re.findall(r"(?m)^\s*(\d+)\s+\d+\s+DROP\s", told))
+        fault.proof = f"{fault.bites} packets dropped"
+
+    def _iptables(self, name: str, *arguments: str) -> str:
+        inside = ["nsenter", f"--net=/proc/{self.cluster.pid(name)}/ns/net"]
+        return _run([*inside, "iptables", "--wait", *arguments], dict(os.environ))
+
+
+COMPOSE_NEMESES: dict[str, Callable[[ComposeCluster, random.Random], Nemesis]] = {
+    kind.kind: kind for kind in (Unplug, Isolate)
+}
+
+
+def can_isolate() -> str | None:
+    """None if rules can be made inside containers here, else what is missing."""
+    if os.geteuid():
+        return "needs root for the namespaces of containers"
+    missing = [tool for tool in ("nsenter", "iptables") if shutil.which(tool) is None]
+    return f"needs {', '.join(missing)}" if missing else None
 
 
 def docker(*arguments: str) -> str:

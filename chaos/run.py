@@ -229,6 +229,10 @@ class _Run:
 
     async def _read_everything(self) -> None:
         begun, reads = _now(), self._workload.final_reads()
+        for caller in self._callers:
+            caller.timeout_s = (
+                self._plan.heal_s
+            )  # nothing is broken any more: whatever takes long is this machine
         for start in range(0, len(reads), len(self._callers)):
             chunk = reads[start : start + len(self._callers)]
             await asyncio.gather(*(read(caller) for read, caller in zip(chunk, self._callers, strict=False)))
