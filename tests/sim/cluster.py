@@ -161,6 +161,8 @@ class SimCluster:
     ) -> None:
         self.world = world
         self.counts: dict[str, int] = {}
+        self.clock_jumps: list[tuple[float, float]] = []
+        """When some node's clock went ahead, and by how many seconds."""
         self.network = Network(world, Random(f"{world.seed}/network"))
         # Every other seed syncs small batches on the loop.
         self.config = _config(nodes, shards, replication, world.seed % 2, history_revisions)

@@ -18,6 +18,7 @@ from tests.sim.caller import Caller
 from tests.sim.clients import Client
 from tests.sim.cluster import SimCluster
 from tests.sim.group_clients import GroupClient
+from tests.sim.lease_clients import LeaseClient
 from tests.sim.lock_clients import LockClient
 from tests.sim.watch_clients import Truth, WatchClient
 
@@ -103,7 +104,22 @@ def watches(stage: Stage) -> Sequence[Caller]:
     ]
 
 
-KINDS: tuple[Callable[[Stage], Sequence[Caller]], ...] = (registers, groups, locks, watches)
+def leases(stage: Stage) -> Sequence[Caller]:
+    """Some with leases and keys that end by time, each with its own."""
+    dice = stage.dice_of("leases")
+    if dice.random() < 0.4:
+        return ()
+    clients = [
+        LeaseClient(stage.cluster, number, Random(f"{stage.cluster.world.seed}/lease/{number}"))
+        for number in (50, 51, 52)
+    ]
+    clients[0].crowd = clients
+    for client in clients:
+        client.late_share = 0.2
+    return clients
+
+
+KINDS: tuple[Callable[[Stage], Sequence[Caller]], ...] = (registers, groups, locks, watches, leases)
 
 
 def gather(stage: Stage) -> list[Caller]:

@@ -212,6 +212,7 @@ class Faults:
         process.runtime.offset += jump_s
         self.cluster.machines[process.name].clock_offset += jump_s
         self.cluster.count("clock_jumps")
+        self.cluster.clock_jumps.append((self.cluster.world.now, jump_s))
         return "clock_jump"
 
     # ---- network ---------------------------------------------------------------------------------
