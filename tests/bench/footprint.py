@@ -8,7 +8,6 @@ seconds from its start until it has answered a linearizable read of every shard,
 """
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -16,8 +15,8 @@ from pathlib import Path
 from chaos.targets import LocalCluster
 from kvstore.client import Client
 from kvstore.placement import ShardMap
+from tests.bench.processes import cpu_s, rss_mib
 
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 IDLE_S = 20
 BATCH = 500
 
@@ -65,11 +64,11 @@ def _load(cluster: LocalCluster, keys: int, probes: list[str]) -> None:
 
 def _report_idle(cluster: LocalCluster) -> None:
     time.sleep(5)
-    before = {name: _cpu_s(cluster.pid(name)) for name in cluster.names}
+    before = {name: cpu_s(cluster.pid(name)) for name in cluster.names}
     time.sleep(IDLE_S)
     for name in cluster.names:
-        share = (_cpu_s(cluster.pid(name)) - before[name]) / IDLE_S
-        print(f"idle {name}: {100 * share:.2f} % of a core, {_rss_mib(cluster.pid(name)):.0f} MiB resident")
+        share = (cpu_s(cluster.pid(name)) - before[name]) / IDLE_S
+        print(f"idle {name}: {100 * share:.2f} % of a core, {rss_mib(cluster.pid(name)):.0f} MiB resident")
 
 
 def _report_restart(cluster: LocalCluster, probes: list[str]) -> None:
@@ -87,16 +86,7 @@ def _report_restart(cluster: LocalCluster, probes: list[str]) -> None:
                 time.sleep(0.05)
     print(f"restart {name}: every shard read after {time.monotonic() - started:.2f} s, {len(pending)} failed")
     time.sleep(5)
-    print(f"restart {name}: {_rss_mib(cluster.pid(name)):.0f} MiB resident")
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
-def _rss_mib(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+    print(f"restart {name}: {rss_mib(cluster.pid(name)):.0f} MiB resident")
 
 
 if __name__ == "__main__":
