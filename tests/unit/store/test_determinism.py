@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.raft.messages import Configuration, Entry
-from kvstore.store import Machine, StoreLimits, commands, sessions
+from kvstore.store import Machine, StoreLimits, commands, lock_commands, sessions
 from kvstore.store.commands import Identity, Op
 from kvstore.types import ReplicaId
 from tests.support.tablets import MakeTablet, Tablet
@@ -37,6 +37,24 @@ def random_op(dice: random.Random) -> Op:
             return commands.incr(b"n%d" % dice.randrange(5), dice.randrange(-3, 4), -10, 10)
 
 
+def random_timed_op(dice: random.Random, writer: Tablet) -> Op:
+    """What ends by the clock, and what carries that out."""
+    name, claim = b"_locks/%d" % dice.randrange(3), b"%016d" % dice.randrange(6)
+    until_ms = writer.clock_ms + dice.choice([0, 5_000, 20_000])
+    match dice.randrange(6):
+        case 0 | 1:
+            wait_ms = dice.choice([0, 3_000])
+            return lock_commands.enter(name, claim, 1, ttl_ms=2_000, wait_ms=wait_ms, not_after_ms=until_ms)
+        case 2:
+            return lock_commands.give_up(name, claim, 1, not_after_ms=until_ms, keeps_grant=False)
+        case 3:
+            return dice.choice([lock_commands.release, lock_commands.renew])(name, claim)
+        case 4:
+            return commands.put(b"k%d" % dice.randrange(40), b"t", ttl_ms=dice.randrange(1, 9_000))
+        case _:
+            return commands.expire(writer.term, dice.choice([1, 100]))
+
+
 def random_log(seed: int, count: int, writer: Tablet) -> list[Entry]:
     """Entries made as a leader would: identified and plain commands, retries, changes of the clock."""
     dice = random.Random(seed)
@@ -55,6 +73,8 @@ def random_log(seed: int, count: int, writer: Tablet) -> list[Entry]:
         packed = []
         for _ in range(dice.choice([1, 1, 1, 2, 5])):
             ops = [random_op(dice) for _ in range(dice.choice([1, 1, 3]))]
+            if dice.random() < 0.3:
+                packed.append(commands.encode(None, [random_timed_op(dice, writer)]))
             if sent and dice.random() < 0.1:
                 packed.append(dice.choice(sent[-20:]))
             elif dice.random() < 0.5:
