@@ -46,6 +46,8 @@ STATES = (
     "lock granted",
     "change watched",
     "watch told of compaction",
+    "transaction over shards",
+    "conflict with a transaction",
 )
 
 

@@ -20,6 +20,7 @@ from tests.sim.cluster import SimCluster
 from tests.sim.group_clients import GroupClient
 from tests.sim.lease_clients import LeaseClient
 from tests.sim.lock_clients import LockClient
+from tests.sim.txn_clients import TxnClient
 from tests.sim.watch_clients import Truth, WatchClient
 
 
@@ -119,7 +120,38 @@ def leases(stage: Stage) -> Sequence[Caller]:
     return clients
 
 
-KINDS: tuple[Callable[[Stage], Sequence[Caller]], ...] = (registers, groups, locks, watches, leases)
+def transactions(stage: Stage) -> Sequence[Caller]:
+    """Some that change several keys at once."""
+    dice = stage.dice_of("transactions")
+    if dice.random() < 0.4:
+        return ()
+    accounts = [f"account{number}" for number in range(dice.choice((3, 5)))]
+    lists = [f"list{number}" for number in range(2)]
+    clients = [
+        TxnClient(
+            stage.cluster,
+            number,
+            stage.history,
+            Random(f"{stage.cluster.world.seed}/txn/{number}"),
+            accounts,
+            lists,
+        )
+        for number in (60, 61, 62, 63)
+    ]
+    clients[0].is_judge = True
+    for client in clients:
+        client.late_share = dice.choice((0.0, 0.1))
+    return clients
+
+
+KINDS: tuple[Callable[[Stage], Sequence[Caller]], ...] = (
+    registers,
+    groups,
+    locks,
+    watches,
+    leases,
+    transactions,
+)
 
 
 def gather(stage: Stage) -> list[Caller]:
