@@ -192,6 +192,18 @@ class NodeMetrics:
         self.peer_frames_dropped = self._counter(
             "kv_peer_frames_dropped_total", "Frames dropped because a link was down or full.", ("peer",)
         )
+        self.txn_intents = self._gauge(
+            "kv_txn_intents", "Transactions prepared on the local replica and not decided.", shard
+        )
+        self.txn_oldest_intent_seconds = self._gauge(
+            "kv_txn_oldest_intent_seconds", "Age of the oldest of them; 0: there is none.", shard
+        )
+        self.txn_held_requests = self._gauge(
+            "kv_txn_held_requests", "Requests that wait here for transactions to be decided.", shard
+        )
+        self.txn_recovered = self._counter(
+            "kv_txn_recovered_total", "Transactions that this node ended in their coordinator's place."
+        )
         self.quarantined = self._gauge(
             "kv_quarantined_replicas", "Replicas here that are out of every quorum."
         )

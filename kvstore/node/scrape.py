@@ -22,6 +22,7 @@ def scraper(metrics: NodeMetrics, node: Node, links: PeerLinks, http: HttpServer
         metrics.wal_fsyncs.of().value = node.wal.sync_count
         metrics.wal_bytes.of().value = node.wal.bytes_written
         metrics.wal_segments.of().value = node.wal.segment_count
+        metrics.txn_recovered.of().value = node.recovery.finished
         metrics.quarantined.of().value = len(node.host.damaged)
         metrics.disk_free_bytes.of().value = node.keeper.free_bytes or 0
         metrics.raft_leader_changes.of().value = node.role_changes
@@ -56,6 +57,10 @@ def _fill_replica(metrics: NodeMetrics, replica: Replica) -> None:
     metrics.raft_has_leader.of(shard).value = core.leader is not None
     metrics.raft_is_leader.of(shard).value = core.is_leader
     metrics.raft_term.of(shard).value = core.term
+    intents = replica.machine.intents
+    metrics.txn_intents.of(shard).value = intents.prepared_count
+    metrics.txn_oldest_intent_seconds.of(shard).value = intents.oldest_s(replica.known_clock_ms)
+    metrics.txn_held_requests.of(shard).value = len(replica.held)
     metrics.keys.of(shard).value = replica.machine.key_count
     metrics.storage_size_bytes.of(shard).value = replica.machine.byte_count()
     for peer, progress in core.progress.items():

@@ -32,6 +32,8 @@ from kvstore.wire.peer import LedShard, StatusReply
 
 TRANSFER_POLL_S = 0.02
 REBUILD_POLL_S = 0.1
+OLD_INTENT_S = 3.0
+"""A transaction undecided for longer is worth telling: those whose coordinator died take little above 2 s."""
 
 
 class NodeView:
@@ -241,8 +243,19 @@ class NodeView:
                 "nearly full: only deletes are accepted" if self._node.router.is_read_only else "",
             ),
             self._log_disk(),
+            Check("transactions", True, self._oldest_intents()),
             *self.liveness(),
         ]
+
+    def _oldest_intents(self) -> str:
+        """Transactions that hold keys and are not decided. They wait for shards that do not answer."""
+        old = [
+            f"shard {replica.shard}: {replica.machine.intents.prepared_count} undecided, "
+            f"the oldest for {age_s:.1f} s"
+            for replica in self._host.replicas.values()
+            if (age_s := replica.machine.intents.oldest_s(replica.known_clock_ms)) >= OLD_INTENT_S
+        ]
+        return "; ".join(old)
 
     def facts(self) -> dict[str, Any]:
         return {

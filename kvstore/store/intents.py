@@ -221,6 +221,11 @@ class Intents:
             )
         return frozenset()
 
+    def oldest_s(self, clock_ms: int) -> float:
+        """Age in seconds of the oldest transaction that is prepared and not decided, 0 if there is none."""
+        since = [each.since_ms for each in self.pending.values() if not each.is_committed]
+        return max(0, clock_ms - min(since)) / 1000 if since else 0.0
+
     def is_prepared(self, txid: bytes) -> bool:
         pending = self.pending.get(txid)
         return pending is not None and not pending.is_committed
