@@ -64,7 +64,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 Record = Prepared | Committed | Refused
 
-_decode = msgspec.msgpack.Decoder(Record).decode
+decode_record = msgspec.msgpack.Decoder(Record).decode
 _encode = msgspec.msgpack.Encoder().encode
 _decode_lock = msgspec.msgpack.Decoder(tuple[bool, list[bytes]]).decode
 
@@ -114,13 +114,13 @@ class Intents:
             is_exclusive, holders = _decode_lock(record)
             self._set(key[1:], Lock(is_exclusive, tuple(holders)))
         for key, record in self._engine.scan(keys.TXN, keys.TXN_END):
-            self._mirror(key[1:], _decode(record))
+            self._mirror(key[1:], decode_record(record))
 
     # ---- records ---------------------------------------------------------------------------------
 
     def record(self, draft: Draft, txid: bytes) -> Record | None:
         packed = draft.get(keys.TXN + txid)
-        return None if packed is None else _decode(packed)
+        return None if packed is None else decode_record(packed)
 
     def write(self, draft: Draft, txid: bytes, record: Record | None) -> None:
         draft.writes[keys.TXN + txid] = None if record is None else _encode(record)
