@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 
 from kvstore.errors import InvalidArgument, NoLeader, NotFound
 from kvstore.node.flow import Promise
 from kvstore.node.view import NodeView, _newest_leaders
+from kvstore.store.intents import Pending
 from kvstore.types import META_SHARD, NodeId, ReplicaId, ShardId, Term
 from tests.sim.script import N1, N2, N3, SHARD, Script
 
@@ -158,8 +161,24 @@ class TestHealth:
         checks = view_of(script).readiness()
         assert all(check.is_ok for check in checks), checks
         assert {check.name for check in checks} == {
-            "member", "leaders_known", "no_quarantine", "disk_space", "log_disk", "running", "log",
+            "member", "leaders_known", "no_quarantine", "disk_space", "log_disk", "transactions", "running",
+            "log",
         }  # fmt: skip
+
+    def test_transactions_that_do_not_end_are_named_and_keep_no_node_from_serving(
+        self, script: Script, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        replica = next(replica for replica in script.process(N1).replicas() if replica.shard != META_SHARD)
+        intents = replica.machine.intents
+        monkeypatch.setattr(
+            intents, "pending", {b"t": Pending(0, [[0, 9], [1, 9]], [True, None, None], False)}
+        )
+        monkeypatch.setattr(intents, "prepared_count", 1)
+        script.run(5.0)
+        [check] = [check for check in view_of(script).readiness() if check.name == "transactions"]
+        assert check.is_ok
+        told = rf"shard {replica.shard}: 1 undecided, the oldest for \d+\.\d s"
+        assert re.fullmatch(told, check.detail), check.detail
 
     def test_before_the_first_boot_it_says_what_it_waits_for(self) -> None:
         script = Script()
