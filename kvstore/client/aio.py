@@ -87,7 +87,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close all connections. Calls that still wait fail."""
-        await self._driver.connections.close()
+        await self._driver.close()
 
     # Single keys.
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from kvstore.client.aio_http import Connections
 from kvstore.client.exchange import Event, Failure, Reply, Send, Sleep
+from kvstore.client.farewell import farewell
 from kvstore.client.plan import Call, Core, Plan, execute
 from kvstore.client.routes import Routes
 from kvstore.client.session import Sessions
@@ -27,6 +28,14 @@ class Driver:
         """Deadline of a call that does not name its own."""
         self.core = Core(Routes(endpoints), Sessions(_mint), is_routing=is_routing, is_patient=is_patient)
         self.connections = Connections()
+
+    async def close(self) -> None:
+        """Say goodbye and close all connections."""
+        try:
+            if not self.connections.is_closed:
+                await self.drive(farewell(self.core))
+        finally:
+            await self.connections.close()
 
     def limit(self, timeout_s: float | None) -> float:
         return self.timeout_s if timeout_s is None else timeout_s

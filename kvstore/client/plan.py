@@ -297,6 +297,8 @@ class _Execution(Generic[T]):
         self.routes.note_answer(address)
         self.refusal_count = 0
         self.learn_from(reply.headers)
+        if self.ticket is not None and self.has_new_clock and reply.status < 500:
+            self.ticket.note_answer(address, int(reply.headers["kv-shard"]))
         if reply.status >= 400 and not self.is_absence(reply):
             error = codec.problem(reply, is_write=self.call.kind is Kind.WRITE)
             return self.on_error(address, error)

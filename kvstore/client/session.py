@@ -19,7 +19,7 @@ WINDOW = 1024
 class Session:
     """One random name and its counters."""
 
-    __slots__ = ("_finished", "acked_below", "name", "next_sequence")
+    __slots__ = ("_finished", "acked_below", "answered_by", "name", "next_sequence", "shards")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -27,6 +27,10 @@ class Session:
         self.acked_below = 1
         """Every sequence below this one is finished: the client will never send it again."""
         self._finished: set[int] = set()
+        self.shards: set[int] = set()
+        """Shards that are known to keep results of it."""
+        self.answered_by: str | None = None
+        """Address of the node that gave the last answer of one of these."""
 
     @property
     def is_full(self) -> bool:
@@ -65,6 +69,11 @@ class Ticket:
     def acked_below(self) -> int:
         """Read at each attempt: others may have finished meanwhile. Never passes this ticket."""
         return self._session.acked_below
+
+    def note_answer(self, address: str, shard: int) -> None:
+        """The shard has answered the write, and keeps what it said."""
+        self._session.shards.add(shard)
+        self._session.answered_by = address
 
     def finish(self) -> None:
         """Say that this write will not be sent again. Must be called exactly once."""

@@ -91,7 +91,7 @@ class Client:
 
     def close(self) -> None:
         """Close all connections. Calls in other threads fail."""
-        self._driver.pool.close()
+        self._driver.close()
 
     # Single keys.
 

@@ -9,6 +9,7 @@ import time
 from typing import TypeVar
 
 from kvstore.client.exchange import Event, Failure, Reply, Send, Sleep
+from kvstore.client.farewell import farewell
 from kvstore.client.plan import Call, Core, Plan, execute
 from kvstore.client.routes import Routes
 from kvstore.client.session import Sessions
@@ -44,6 +45,13 @@ class Driver:
         one session would take each other's writes for retries of their own."""
         if self._process != os.getpid():
             self._begin()
+
+    def close(self) -> None:
+        """Say goodbye and close all connections."""
+        # Neither a forked child's to say, nor to be said twice.
+        if self._process == os.getpid() and not self.pool.is_closed:
+            self.drive(farewell(self.core))
+        self.pool.close()
 
     def limit(self, timeout_s: float | None) -> float:
         return self.timeout_s if timeout_s is None else timeout_s

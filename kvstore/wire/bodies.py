@@ -112,10 +112,13 @@ DELETES = (JsonDelete, PackedDelete)
 
 class JsonBatch(msgspec.Struct, forbid_unknown_fields=True):
     ops: list[JsonOp]
+    shards: list[int] | None = None
+    """Where the session's results are acknowledged; only without operations."""
 
 
 class PackedBatch(msgspec.Struct, forbid_unknown_fields=True):
     ops: list[PackedOp]
+    shards: list[int] | None = None
 
 
 class JsonPlainBatch(msgspec.Struct, forbid_unknown_fields=True):
@@ -206,11 +209,15 @@ def decoded(decoder: Any, body: bytes, expected: str) -> Any:
         raise InvalidArgument("the body is nested too deeply") from None
 
 
-def batch_ops(headers: HeaderLookup, body: bytes) -> list[BatchOp]:
+def batch_body(headers: HeaderLookup, body: bytes) -> tuple[list[BatchOp], list[int] | None]:
+    """The operations, or, where there are none, the shards that are told what is acknowledged."""
     expected = 'an object with a list "ops"'
     decoder: Any = _packed_batch if is_msgpack(headers) else _json_batch
-    ops: list[BatchOp] = decoded(decoder, body, expected).ops
-    return ops
+    batch: JsonBatch | PackedBatch = decoded(decoder, body, expected)
+    ops: list[BatchOp] = [*batch.ops]
+    if ops and batch.shards is not None:
+        raise InvalidArgument("$.shards is for a batch without operations")
+    return ops, batch.shards
 
 
 def plain_puts(headers: HeaderLookup, body: bytes) -> list[JsonPlainPut] | list[PackedPlainPut] | None:

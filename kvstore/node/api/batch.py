@@ -19,6 +19,7 @@ import msgspec
 
 from kvstore.errors import InvalidArgument, TooLarge, Unsupported
 from kvstore.node.api import leases
+from kvstore.node.api.acks import acknowledge
 from kvstore.node.api.context import Context
 from kvstore.node.api.items import delete_fields, failure_fields, item_fields, put_fields
 from kvstore.node.api.kv import ttl_ms_of
@@ -391,7 +392,7 @@ def batch(context: Context, request: Request, query: api.Query) -> None:
             if not _is_elsewhere(context, request, puts.parts):
                 puts.start()
             return
-    ops = bodies.batch_ops(request.headers, request.body)
+    ops, shards_acked = bodies.batch_body(request.headers, request.body)
     if len(ops) > limits.batch_ops_max:
         raise TooLarge(
             f"the batch has {len(ops)} operations, batch_ops_max is {limits.batch_ops_max}",
@@ -400,6 +401,9 @@ def batch(context: Context, request: Request, query: api.Query) -> None:
             size=len(ops),
         )
     identity = context.identity(request)
+    if shards_acked is not None:
+        acknowledge(context, request, identity, shards_acked)
+        return
     plan = plan_of(context, ops)
     shards = {shard for level in plan.levels for part in (level.writes, level.reads) for shard in part}
     if not _is_elsewhere(context, request, shards):

@@ -115,7 +115,7 @@ def _schemas() -> dict[str, Schema]:
         "Page": _object(
             "items next count pos", items=_list(_ref("Item")), next=_CURSOR, count=_COUNT, pos=_TEXT
         ),
-        "Batch": _object("ops", ops=_list(_object("op", **op))),
+        "Batch": _object("ops", ops=_list(_object("op", **op)), shards=_list(_COUNT)),
         "BatchResults": _object("results", results=_list(_object("status", **result))),
         "Transfer": _object("to", to=_TEXT),
         "Transferred": _object("shard to", shard=_COUNT, to=_TEXT, leader={"type": ["string", "null"]}),
