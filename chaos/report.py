@@ -46,6 +46,7 @@ def page(outcome: Outcome) -> str:
         f" {outcome.heal_s:.1f} s after the last.</p>",
         *(f"<pre>{html.escape(text)}</pre>" for text in (*outcome.wrong, *outcome.reasons)),
         _plots(outcome),
+        _lanes(outcome),
         _phases(outcome),
         _faults(outcome.faults, _start_of(outcome)),
     ]
@@ -142,6 +143,37 @@ def _fault_bands(faults: Sequence[Fault], begin: float, end: float) -> str:
             f' fill-opacity="0.22"><title>{label}</title></rect>'
         )
     return "".join(drawn)
+
+
+def _lanes(outcome: Outcome) -> str:
+    """Which node had which fault when, on the time axis of the plots above."""
+    nodes = sorted({node for fault in outcome.faults for node in fault.nodes})
+    done = [item.returned for item in outcome.history if item.returned is not None]
+    if not nodes or not done:
+        return ""
+    kinds = sorted({fault.kind for fault in outcome.faults})
+    begin, end = _start_of(outcome), max(done)
+    scale = (WIDTH - LEFT) / (end - begin)
+    drawn = [f'<text x="2" y="{22 * row + 14}">{html.escape(node)}</text>' for row, node in enumerate(nodes)]
+    for fault in outcome.faults:
+        left = LEFT + (fault.begun - begin) * scale
+        width = max(2.0, ((fault.ended or end) - fault.begun) * scale)
+        colour = _BANDS[kinds.index(fault.kind) % len(_BANDS)]
+        label = html.escape(f"{fault.kind}: {fault.proof}")
+        name = f'<text x="{left + 2:.1f}" y="{{y}}">{html.escape(fault.kind)}</text>' if width > 45 else ""
+        for node in fault.nodes:
+            top = 22 * nodes.index(node)
+            drawn.append(
+                f'<rect x="{left:.1f}" y="{top + 2}" width="{width:.1f}" height="18" fill="{colour}"'
+                f' fill-opacity="0.5"><title>{label}</title></rect>{name.format(y=top + 15)}'
+            )
+    keys = ", ".join(
+        f'<span style="color:{_BANDS[number % len(_BANDS)]}">{html.escape(kind)}</span>'
+        for number, kind in enumerate(kinds)
+    )
+    return (
+        f'<p>faults by node: {keys}</p><svg width="{WIDTH}" height="{22 * len(nodes)}">{"".join(drawn)}</svg>'
+    )
 
 
 def _phases(outcome: Outcome) -> str:

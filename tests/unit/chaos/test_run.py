@@ -94,6 +94,7 @@ def test_the_report_of_a_good_run_shows_its_faults_and_phases(tmp_path: Path) ->
     write_report(tmp_path / "report.html", outcome(reads(60), [bitten()]))
     told = (tmp_path / "report.html").read_text()
     assert "1 processes replaced by new ones" in told
+    assert "faults by node" in told
     assert "final reads" in told
     assert "http" not in told.replace("http-equiv", ""), "nothing is loaded from outside"
 
