@@ -239,7 +239,9 @@ class Caller:
             except Lost as failure:
                 error, is_doubtful = f"lost: {failure}", is_doubtful or is_write
             else:
-                told = "" if reply.status < 300 or reply.status == 404 else _code(reply)
+                told = "" if reply.status < 300 else _code(reply)
+                if reply.status == 404 and told not in conflicts:
+                    told = ""
                 if not told or reply.status == 412 or told in conflicts:
                     outcome: Outcome = "conflict" if told else "ok"
                     if is_whole(reply) or not may_repeat:

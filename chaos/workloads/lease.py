@@ -145,8 +145,8 @@ def _seen(reply: Reply) -> dict[str, bool]:
     return {"is_there": reply.status == 200}
 
 
-def _left(reply: Reply) -> dict[str, float]:
-    return {"left_s": json.loads(reply.body)["ttl_ms"] / 1000}
+def _left(reply: Reply) -> dict[str, float] | None:
+    return {"left_s": json.loads(reply.body)["ttl_ms"] / 1000} if reply.status == 200 else None
 
 
 def _gone(key: str) -> FinalRead:

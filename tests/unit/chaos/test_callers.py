@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from chaos.callers import Caller, Piece
 from chaos.history import History
 from tests.unit.chaos.scripted_server import HANG_UP, Answer, Arrived, Script, problem, scripted
@@ -174,6 +176,19 @@ async def test_a_refusal_that_is_an_answer_is_a_conflict_and_nothing_unexpected(
             "lock", "l", None, "POST", "/v1/any", lambda reply: reply.status, conflicts=frozenset({"held"})
         )
     assert (operation.outcome, operation.error, operation.result) == ("conflict", "held", 409)
+    assert not caller.unexpected
+
+
+@pytest.mark.parametrize(("conflicts", "outcome"), [(frozenset(), "ok"), (frozenset({"gone"}), "conflict")])
+async def test_a_404_is_an_answer_and_a_conflict_where_its_code_is_named(
+    conflicts: frozenset[str], outcome: str
+) -> None:
+    async with scripted(in_turn(problem(404, "gone"))) as server:
+        caller = Caller(0, {"n1": server.address}, History())
+        operation = await caller.call(
+            "renew", "l", None, "PUT", "/v1/any", lambda reply: reply.status, conflicts=conflicts
+        )
+    assert (operation.outcome, operation.result) == (outcome, 404)
     assert not caller.unexpected
 
 
