@@ -21,7 +21,14 @@ from kvstore.store.heads import RECORD_BYTES_MAX
 from kvstore.store.intents import Intents
 from kvstore.store.lease_hints import Ends
 from kvstore.store.limits import StoreLimits
-from kvstore.store.records import INLINE_BYTES_MAX, SAME_REVISION, Meta
+from kvstore.store.records import (
+    CHANGE_FIELDS,
+    INLINE_BYTES_MAX,
+    SAME_REVISION,
+    ChangeHead,
+    LoggedChange,
+    Meta,
+)
 
 if TYPE_CHECKING:
     from kvstore.store.sessions import Sessions
@@ -175,15 +182,18 @@ class Draft:
         if value is not None:
             yield key, value
 
-    def close_changes(self) -> None:
-        """Write the entry's record in the change log."""
+    def close_changes(self) -> LoggedChange | None:
+        """Write the entry's record in the change log, if it has changed something."""
+        logged = None
         if self.changes:
-            self.writes[keys.change(self._first_revision)] = records.pack_change(
-                self.clock_ms, self.revision, self.others, self.changes
-            )
+            key, count = keys.change(self._first_revision), len(self.changes) // CHANGE_FIELDS
+            self.writes[key] = records.pack_change(self.clock_ms, self.revision, self.others, self.changes)
+            head = ChangeHead(self.clock_ms, self.revision, count, self.others)
+            logged = LoggedChange(key, self._first_revision, head)
             self.changes = []
             self.others = []
         self._first_revision = self.revision + 1
+        return logged
 
     def finish_entry(self, index: int, term: int) -> None:
         """Chain the entry's writes into the state hash and open the next entry."""

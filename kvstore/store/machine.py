@@ -35,7 +35,7 @@ from kvstore.store.heads import HeadBudget, Heads
 from kvstore.store.intents import Intents
 from kvstore.store.lease_hints import Ends
 from kvstore.store.limits import StoreLimits
-from kvstore.store.records import CHANGE_FIELDS, Meta
+from kvstore.store.records import Meta
 from kvstore.store.results import CommandResult
 from kvstore.store.sessions import Sessions
 from kvstore.types import ClockMs, LogIndex, Revision, Term
@@ -220,9 +220,7 @@ class Machine:
                 answers.append(intents.locked(command))
             else:
                 answers.append(CommandResult(False, apply_ops(draft, command)))
-        changed = len(draft.changes) // CHANGE_FIELDS
-        draft.close_changes()
-        self._compaction.step(draft, changed)
+        self._compaction.step(draft, draft.close_changes())
         self._sessions.expire(draft)
         return answers
 

@@ -103,6 +103,14 @@ class ChangeHead(NamedTuple):
     others: list[bytes]
 
 
+class LoggedChange(NamedTuple):
+    """A record of the change log, without the changes."""
+
+    key: bytes
+    first_revision: int
+    head: ChangeHead
+
+
 class Change(NamedTuple):
     revision: int
     key: bytes

@@ -1,6 +1,8 @@
 """When history is forgotten, and that nothing else is."""
 
-from kvstore.store import StoreLimits, commands
+import pytest
+
+from kvstore.store import StoreLimits, commands, compaction
 from kvstore.store.compaction import CHANGES_PER_ENTRY
 from tests.support.tablets import MakeTablet, Tablet
 
@@ -98,3 +100,24 @@ def test_pitfall_24_a_deleted_key_stays_deleted_at_every_readable_revision(make_
             assert tablet.value(b"a", revision) is None
             assert b"a" not in [found[0] for found in tablet.scan(revision=revision)[0]]
         tablet.put(b"other", b"%d" % number)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 1024])
+def test_what_is_remembered_of_the_change_log_decides_nothing(
+    make_tablet: MakeTablet, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    def fill(tablet: Tablet, *, reopens: bool) -> int:
+        for number in range(60):
+            tablet.clock_ms += 1000
+            keys = [b"a", b"b%d" % number, b"large"][: 1 + number % 3]
+            tablet.run(*[commands.put(key, b"v" * (1 if key != b"large" else 2000)) for key in keys])
+            if reopens and number % 7 == 0:
+                tablet.reopen()
+        return tablet.machine.state_hash
+
+    limits = StoreLimits(history_revisions=20, history_ms=15_000)
+    plain = fill(make_tablet(limits=limits), reopens=False)
+    monkeypatch.setattr(compaction, "_RECORDS_KEPT", kept)
+    tablet = make_tablet(limits=limits)
+    assert fill(tablet, reopens=True) == plain
+    assert len(tablet.machine._compaction._oldest) <= max(kept, compaction._RECORDS_AHEAD)
