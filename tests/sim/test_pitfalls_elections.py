@@ -289,11 +289,11 @@ def node_goes_on_without_leading_one_of_its_quiet_shards() -> None:
 def _name_shards_for_ever(patch: pytest.MonkeyPatch) -> None:
     send = Beats._send
 
-    def send_all_ever_led(beats: Beats, node: NodeId, led: Led) -> None:
+    def send_all_ever_led(beats: Beats, node: NodeId, led: Led, *more: Any) -> None:
         before = beats._sent.get(node)
         named = {shard for shard, _me, _term in led}
         kept = () if before is None else tuple(each for each in before.led if each[0] not in named)
-        send(beats, node, (*led, *kept))
+        send(beats, node, (*led, *kept), *more)
 
     patch.setattr(Beats, "_send", send_all_ever_led)
 
