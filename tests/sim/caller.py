@@ -51,6 +51,8 @@ class Caller:
         self.session = f"{dice.getrandbits(128):032x}"
         self.sequence = 0
         self.is_stopped = False
+        self.is_reader = False
+        """It can go on when it `may_only_read`."""
         self.late_share = 0.0
         """Of the identified writes, how many come once more, late, from wherever they were held up."""
         self.loyalty = 0.0
@@ -77,10 +79,17 @@ class Caller:
     def _next(self) -> None:
         if self.is_stopped:
             return
-        if self.world.now < self.cluster.lull_until:
-            self.world.at(self.cluster.lull_until + self.dice.uniform(0, 0.1), self._next)
+        if self.is_reader or not self.may_only_read():
+            wait_s = self.cluster.lull_until - self.world.now
+            if wait_s <= 0:
+                self.ask_next()
+                return
         else:
-            self.ask_next()
+            wait_s = 0.05
+        self.world.after(wait_s + self.dice.uniform(0, 0.05), self._next)
+
+    def may_only_read(self) -> bool:
+        return self.world.now < self.cluster.reads_only_until
 
     def finished(self) -> None:
         """After something has gone wrong everybody hurries: that is when answers may be wrong."""

@@ -19,6 +19,7 @@ class Client(Caller):
         self, cluster: SimCluster, number: int, history: History, dice: Random, keys: list[str]
     ) -> None:
         super().__init__(cluster, number, dice)
+        self.is_reader = True
         self.history = history
         self.keys = keys
         self.value = 0
@@ -47,7 +48,7 @@ class Client(Caller):
         if self.dice.random() < self.favourite_share:
             key = self.keys[0]
         path = f"/v1/kv/{key}"
-        if self.dice.random() < self.read_share:
+        if self.may_only_read() or self.dice.random() < self.read_share:
             consistency = "?consistency=lease" if self.dice.random() < self.lease_share else ""
             return "get", key, None, Ask("GET", path + consistency, {})
         if key.startswith("count"):

@@ -182,6 +182,8 @@ class SimCluster:
         """Rare states that were reached, see `coverage.py`."""
         self.lull_until = 0.0
         """Clients ask for nothing until then."""
+        self.reads_only_until = 0.0
+        """Clients only read until then; those that can not do without writes ask for nothing."""
         self.hurry_until = 0.0
         """Something has just gone wrong: clients ask at a quick pace until then."""
         self.observe: Callable[[NodeId], Observe] = lambda name: lambda shard: None

@@ -27,6 +27,7 @@ Link = tuple[NodeId, NodeId]
 WAL = join(DATA, "wal")
 MEND_S = 1.0
 HURRY_S = 0.8
+RIVAL_S = 3.5
 
 EVERYWHERE = (
     "kill",
@@ -63,7 +64,7 @@ ALL_FAULTS = tuple(
 SHARE = 0.55
 """Of the kinds of faults, how many a seed has."""
 KINDS_MIN = 5
-GAPS_S = ((0.1, 0.8), (0.2, 1.5), (0.2, 2.2))
+GAPS_S = ((0.1, 0.8), (0.2, 1.4), (0.2, 2.0))
 
 
 class Faults:
@@ -266,17 +267,17 @@ class Faults:
     def _links(self, name: NodeId) -> set[Link]:
         return self._links_into(name) | self._links_out_of(name)
 
-    def _cut_both_ways(self, links: set[Link]) -> None:
-        self._cut(links | {(b, a) for a, b in links})
+    def _cut_both_ways(self, links: set[Link], seconds: float | None = None) -> None:
+        self._cut(links | {(b, a) for a, b in links}, seconds)
 
-    def _cut(self, links: set[Link]) -> None:
+    def _cut(self, links: set[Link], seconds: float | None = None) -> None:
         network = self.cluster.network
         network.cut |= links
 
         def mend() -> None:
             network.cut -= links
 
-        self.world.after(self.dice.choice((0.5, 2.0, 2.0, 6.0)), mend)
+        self.world.after(self.dice.choice((0.5, 2.0, 2.0, 6.0)) if seconds is None else seconds, mend)
 
     def _slow_link(self) -> str:
         """What goes one way between some nodes takes long."""
@@ -420,44 +421,53 @@ class Faults:
         return "transfer_and_cut"
 
     def _cut_off_at_new_term(self, leader: Process, shard: ShardId, term: Term, until: float) -> None:
-        terms = [
-            replica.core.term
-            for process in self.cluster.processes.values()
-            for replica in process.replicas()
-            if replica.shard == shard
-        ]
-        if max(terms, default=0) > term:
+        if self._highest_term(shard) > term:
             self._cut({(each, leader.name) for each in self.cluster.config.node_ids() if each != leader.name})
         elif self.world.now < until and not self.is_healing:
             self.world.after(0.0002, self._cut_off_at_new_term, leader, shard, term, until)
 
     def _rival(self) -> str:
         """A follower that has lost its leader campaigns, and asks a voter that may not listen to it: the
-        voter hears the leader, or did before it restarted (schedule 39). The leader does not hear of it."""
+        voter hears the leader, or did before it restarted (schedule 39). The leader does not hear of it.
+        Nobody writes before that, or the rival's log would be too short to win."""
         shard, leader = self._some_leader()
         if leader is None:
             return "nothing"
-        voters = [node_of(voter) for voter in leader.node.host.replicas[shard].core.configuration.voters]
+        core = leader.node.host.replicas[shard].core
+        voters = [node_of(voter) for voter in core.configuration.voters]
         others = [name for name in voters if name != leader.name and name in self.cluster.processes]
         if len(others) < 2:
             return "nothing"
         rival, voter = self.dice.sample(others, 2)
-        self._cut_both_ways({(leader.name, rival)})
+        self._cut_both_ways({(leader.name, rival)}, RIVAL_S)
+        self.cluster.reads_only_until = self.world.now + RIVAL_S
         does_restart = self.dice.random() < 0.5
         margin = self.dice.randint(1, 10)
 
         def go_on() -> None:
             self.hurry()
+            self._write_again_at_new_term(shard, core.term, self.world.now + 1.0)
             if does_restart:
-                self._cut_both_ways({(voter, leader.name)})
+                self._cut_both_ways({(voter, leader.name)}, RIVAL_S)
                 if voter in self.cluster.processes:
                     self.cluster.kill(voter, power_loss=False)
                     self.world.after(0.05, self._start, voter)
             else:
-                self._cut({(voter, leader.name)})
+                self._cut({(voter, leader.name)}, RIVAL_S)
 
-        self._when_about_to_campaign(rival, shard, margin, self.world.now + 3.0, go_on)
+        self._when_about_to_campaign(rival, shard, margin, self.world.now + RIVAL_S, go_on)
         return "rival"
+
+    def _write_again_at_new_term(self, shard: ShardId, term: Term, until: float) -> None:
+        if self.world.now > until or self._highest_term(shard) > term:
+            self.cluster.reads_only_until = 0.0
+            self.hurry()
+        else:
+            self.world.after(0.005, self._write_again_at_new_term, shard, term, until)
+
+    def _highest_term(self, shard: ShardId) -> Term:
+        replicas = [process.node.host.replicas.get(shard) for process in self.cluster.processes.values()]
+        return max((replica.core.term for replica in replicas if replica is not None), default=Term(0))
 
     def _when_about_to_campaign(
         self, name: NodeId, shard: ShardId, margin: int, until: float, then: Callable[[], None]
@@ -520,7 +530,7 @@ class Faults:
         self.is_healing = True
         self.cluster.network.cut.clear()
         self.cluster.network.delays.clear()
-        self.cluster.lull_until = 0.0
+        self.cluster.lull_until = self.cluster.reads_only_until = 0.0
         self._good_network()
         for name, machine in self.cluster.machines.items():
             machine.disk.high = 0.002

@@ -27,9 +27,10 @@ class GroupClient(Caller):
         self.history = history
         self.value = 0
         self.loyalty = 0.5
+        self.is_reader = True
 
     def ask_next(self) -> None:
-        if self.dice.random() < 0.5:
+        if self.may_only_read() or self.dice.random() < 0.5:
             self._scan()
         else:
             self._write()

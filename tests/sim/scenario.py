@@ -30,7 +30,7 @@ from tests.sim.real_tablets import put_on_rocksdb
 from tests.sim.world import World
 from tests.support.sim_files import Crashed
 
-FAULT_PHASE_S = 25.0
+FAULT_PHASE_S = 20.0
 START_S = 20.0
 HEAL_S = 40.0
 REST_S = 6.0
@@ -229,7 +229,7 @@ class Scenario:
     def _judge_history(self) -> None:
         verdict = check(self.history.operations)
         for violation in verdict.violations:
-            self.failures.append(f"not linearizable: {violation.keys} at {violation.operation}")
+            self.failures.append(f"not linearizable: {violation.keys} at {violation.operation}"[:400])
         for keys in verdict.undecided:
             self.cluster.count("undecided_partitions")
             self.world.note(f"undecided {keys}")

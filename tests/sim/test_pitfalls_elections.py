@@ -6,6 +6,7 @@ Each schedule runs twice: as it ships, and with its guard taken away. It must fa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
