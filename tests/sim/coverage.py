@@ -9,20 +9,35 @@ from kvstore.node.calls import Call
 from kvstore.node.replica import Replica
 from kvstore.raft import Core, Role
 from kvstore.types import ReplicaId, ShardId, Term
+from tests.sim.ambush import MOMENTS
 from tests.sim.faults import ALL_FAULTS
+from tests.sim.limp import MANNERS
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Process
     from tests.sim.scenario import Outcome
 
-FAKES = (
-    "kvstore.node.aio_runtime (time, dice, threads) by tests.sim.world",
-    "kvstore.node.peer_links (transport) by tests.sim.network",
-    "kvstore.node.http_server, http_connection, http_stream (sockets) by tests.sim.cluster.Sink",
-    "kvstore.node.server (process: signals, metrics, watchdog) by tests.sim.cluster.Process",
-    "kvstore.files.OsFiles (disk) by tests.support.sim_files",
-    "kvstore.store.rocks by kvstore.store.memory (not with --rocksdb)",
-)
+FAKES: dict[str, tuple[str, ...]] = {
+    "tests.sim.world (time, dice, threads)": ("kvstore.node.aio_runtime",),
+    "tests.sim.network (transport)": ("kvstore.node.peer_links",),
+    "tests.sim.cluster.Sink (sockets, HTTP)": (
+        "kvstore.node.http_connection",
+        "kvstore.node.http_refusals",
+        "kvstore.node.http_server",
+        "kvstore.node.http_stream",
+    ),
+    "tests.sim.cluster.Process (process: signals, memory, metrics' export, watchdog thread)": (
+        "kvstore.node.__main__",
+        "kvstore.node.allocator",
+        "kvstore.node.scrape",
+        "kvstore.node.server",
+        "kvstore.node.watchdog",
+    ),
+    "tests.support.sim_files (disk)": ("kvstore.files.OsFiles",),
+    "kvstore.store.memory (tablets; not with --rocksdb)": ("kvstore.store.rocks",),
+    "nothing (a tool to look at logs)": ("kvstore.wal.dump",),
+}
+"""Every module of a node that is not what runs in the simulator, by what stands for it."""
 
 STATES = (
     "two candidates in a term",
@@ -154,9 +169,14 @@ class Coverage:
 
     def never(self) -> list[str]:
         """Faults and states that no seed came to."""
-        return [name for name in ALL_FAULTS if not self.faults[name]] + [
+        faults = (*ALL_FAULTS, *(f"limp: {manner}" for manner in MANNERS))
+        return [name for name in faults if not self.faults[name]] + [
             name for name in STATES if not self.states[name]
         ]
+
+    def unsprung(self) -> list[str]:
+        """Moments at which no fault was ever laid; in few seeds that is chance."""
+        return [moment for moment in MOMENTS if not self.states[f"trap: {moment}"]]
 
     def summary(self, elapsed_s: float) -> str:
         never = self.never()
@@ -164,10 +184,11 @@ class Coverage:
             (
                 self.line(elapsed_s),
                 "replaced by fakes:",
-                *(f"  {fake}" for fake in FAKES),
+                *(f"  {', '.join(modules)} by {fake}" for fake, modules in FAKES.items()),
                 f"faults: {_listed(self.faults)}",
                 f"states: {_listed(self.states)}",
                 f"counts: {_listed(self.counts)}",
+                f"traps that never sprung: {', '.join(self.unsprung()) or 'none'}",
                 f"NEVER REACHED: {', '.join(never)}" if never else "every fault and state was reached",
             )
         )

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.sim.__main__ import report, run_seed
-from tests.sim.coverage import Coverage
+from tests.sim.coverage import FAKES, Coverage
 from tests.sim.scenario import FAULT_PHASE_S
 
+ROOT = Path(__file__).parents[2]
 SHORT_S = 12.0
 """Simulated seconds of faults per seed of the default suite."""
 SEEDS = range(1, 51)
@@ -62,10 +63,25 @@ def test_seeds_reach_what_they_are_for(coverage: Coverage) -> None:
     assert coverage.acknowledged > 0.5 * coverage.operations
 
 
+def test_every_module_of_a_node_runs_here_or_is_listed_as_replaced() -> None:
+    """In a process of its own, where no other test has loaded anything."""
+    listing = (
+        "import pkgutil, sys, kvstore, tests.sim.scenario\n"
+        "for module in pkgutil.walk_packages(kvstore.__path__, 'kvstore.'):\n"
+        "    if module.name not in sys.modules: print(module.name)"
+    )
+    found = subprocess.run([sys.executable, "-c", listing], check=True, capture_output=True, cwd=ROOT)
+    elsewhere = ("kvstore.cli", "kvstore.client")
+    missing = {name for name in found.stdout.decode().split() if not name.startswith(elsewhere)}
+    listed = {name for names in FAKES.values() for name in names}
+    assert missing <= listed
+    assert listed - missing == {"kvstore.files.OsFiles", "kvstore.store.rocks"}, "loaded, but not used"
+
+
 def _trace(seed: int, hash_seed: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.sim", "--seed", str(seed), "--fault-s", "6"],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
