@@ -61,10 +61,13 @@ ALL_FAULTS = tuple(
     sorted({*EVERYWHERE, *(kind for more in PROFILES.values() for kind in more)} - {"fail_disk"})
 ) + ("fail_write", "fail_datasync")
 """Names under which faults are counted."""
+STAGED = ("rival", "isolate_leader", "transfer_and_cut", "members_and_ambush")
+"""Those that lead to a state by several steps: they often have the stage for themselves for a while."""
+STAGE_S = (2.0, 3.0)
 SHARE = 0.55
 """Of the kinds of faults, how many a seed has."""
 KINDS_MIN = 5
-GAPS_S = ((0.1, 0.8), (0.2, 1.4), (0.2, 2.0))
+GAPS_S = ((0.1, 0.6), (0.2, 1.0), (0.2, 1.6))
 
 
 class Faults:
@@ -107,10 +110,20 @@ class Faults:
         if self.is_healing:
             return
         kind = self.dice.choices(tuple(self.weights), tuple(self.weights.values()))[0]
+        is_staged = kind in STAGED and self.dice.random() < 0.7
+        if is_staged:
+            self._calm()
         fired: str = getattr(self, f"_{kind}")()
         self.fired[fired] = self.fired.get(fired, 0) + 1
         self.world.note(f"fault {fired}")
-        self.world.after(self.dice.uniform(*self.gap_s), self._next)
+        gap_s = STAGE_S if is_staged and fired != "nothing" else self.gap_s
+        self.world.after(self.dice.uniform(*gap_s), self._next)
+
+    def _calm(self) -> None:
+        """End what disturbs the network: what comes now shows nothing if others are in its way."""
+        self.cluster.network.cut.clear()
+        self.cluster.network.delays.clear()
+        self._good_network()
 
     def _swarm(self) -> dict[str, int]:
         """Which kinds of faults this seed has, and how often each."""
