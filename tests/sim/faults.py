@@ -64,7 +64,8 @@ ALL_FAULTS = tuple(
 STAGED = ("rival", "isolate_leader", "transfer_and_cut", "members_and_ambush")
 """Those that lead to a state by several steps: they often have the stage for themselves for a while."""
 STAGE_S = (2.0, 3.0)
-SHARE = 0.55
+SHARE = 0.45
+STAGED_SHARE = 0.6
 """Of the kinds of faults, how many a seed has."""
 KINDS_MIN = 5
 GAPS_S = ((0.1, 0.6), (0.2, 1.0), (0.2, 1.6))
@@ -128,10 +129,11 @@ class Faults:
     def _swarm(self) -> dict[str, int]:
         """Which kinds of faults this seed has, and how often each."""
         dice = self.dice
-        kinds = [kind for kind in EVERYWHERE if dice.random() < SHARE]
+        kinds = [kind for kind in EVERYWHERE if dice.random() < (STAGED_SHARE if kind in STAGED else SHARE)]
         while len(kinds) < KINDS_MIN:
             kinds.append(dice.choice(EVERYWHERE))
-        return {kind: dice.choice((1, 1, 2, 4)) for kind in (*kinds, *PROFILES[self.profile])}
+        kinds += PROFILES[self.profile]
+        return {kind: dice.choice((3, 6) if kind in STAGED else (1, 1, 2, 4)) for kind in kinds}
 
     def hurry(self) -> None:
         """Let the clients ask faster for a moment: now answers may be wrong."""
