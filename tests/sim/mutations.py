@@ -3,11 +3,18 @@
 Each mutation takes one guard away or gets one step wrong, by patching a function of the shipped code for
 as long as a `with` lasts. `pitfall` is the number of the entry of the list of pitfalls that it falls into.
 
-Not planted, because the feature is not there or not in the workload yet: 3 and 4 (keys that expire, leases),
-24 (watch).
+Not planted: 4 (a TTL that starts anew with a leader). The workload has no keys with a TTL in idle shards, so
+nothing would see it; `test_pitfalls_time.py` does.
 """
 
-from tests.sim import mutations_locks, mutations_raft, mutations_storage
+from tests.sim import mutations_locks, mutations_raft, mutations_storage, mutations_time
 from tests.sim.plant import MUTATIONS, Mutation
 
-__all__ = ["MUTATIONS", "Mutation", "mutations_locks", "mutations_raft", "mutations_storage"]
+__all__ = [
+    "MUTATIONS",
+    "Mutation",
+    "mutations_locks",
+    "mutations_raft",
+    "mutations_storage",
+    "mutations_time",
+]

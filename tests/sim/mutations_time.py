@@ -1,0 +1,39 @@
+"""Bugs in what has a deadline, and in watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+from kvstore.node.watch import positions
+from kvstore.node.watch.feed import Feed, Run
+from kvstore.store import apply, commands, expiry
+from kvstore.store.results import Result
+from tests.sim.plant import planted
+
+AHEAD_MS = 600
+
+
+@planted(3, "what is due is judged by somebody's idea of the time, not by the clock of the entry")
+def expires_early() -> Iterator[None]:
+    carry_out = expiry.apply_expire
+
+    def early(draft: Any, op: commands.Op) -> Result:
+        draft.clock_ms += AHEAD_MS
+        try:
+            return carry_out(draft, op)
+        finally:
+            draft.clock_ms -= AHEAD_MS
+
+    with patch.dict(apply.APPLY, {commands.EXPIRE: early}):
+        yield
+
+
+@planted(24, "a watch goes on behind what was compacted, and says nothing")
+def compacted_changes_left_out() -> Iterator[None]:
+    def skip(self: Feed, run: Run, oldest: int) -> None:
+        run.at = positions.before(oldest)
+
+    with patch.object(Feed, "_skip_to", skip):
+        yield
