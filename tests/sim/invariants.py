@@ -93,6 +93,8 @@ class ClusterInvariants:
         machine, core = replica.machine, replica.core
         if machine.applied != core.applied_index or machine.applied == 0:
             return  # the tablet of a snapshot is in place before its record is synced
+        if machine.configuration == core.configuration == Configuration():
+            return  # who joins knows no configuration until it has applied one
         known = self._members.setdefault((replica.shard, machine.applied), machine.configuration)
         if not known == machine.configuration == core.configuration:
             raise InvariantViolated(
