@@ -16,12 +16,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 import kvstore
 from kvstore.cli import exit_codes, output
+from kvstore.cli.child import die_with_parent
 from kvstore.cli.command import Command, pass_settings
 from kvstore.cli.failures import Failure, Quiet
 from kvstore.cli.init import cluster_yaml
@@ -195,7 +196,7 @@ class _Cluster:
                 env=_importable(),
                 # Ctrl-C is for kvctl: it stops the nodes in an orderly way.
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
         return _Node(planned["id"], planned["client"], log, process)
 
@@ -281,12 +282,3 @@ def _importable() -> dict[str, str]:
     """Our environment, in which child processes find this very package."""
     here = str(Path(kvstore.__file__).parent.parent)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
-
-
-def _die_with_parent() -> None:
-    """Linux: have the kernel end the node when kvctl is killed without a chance to clean up."""
-    import ctypes
-
-    set_parent_death_signal = 1
-    library: Any = ctypes.CDLL(None, use_errno=True)
-    library.prctl(set_parent_death_signal, signal.SIGTERM)

@@ -6,6 +6,7 @@ from kvstore.errors import (
     InvalidArgument,
     KeyNotFound,
     KvError,
+    LeaseNotFound,
     Locked,
     OutcomeUnknown,
     Overloaded,
@@ -19,6 +20,7 @@ OK = 0
 FAILURE = 1
 USAGE = 2
 NOT_FOUND = 3
+"""No such key or lease; nobody is elected."""
 PRECONDITION_FAILED = 4
 """Or a lock that was not taken."""
 DENIED = 5
@@ -28,7 +30,7 @@ CHECK_FAILED = 7
 INTERRUPTED = 130
 
 _BY_CLASS: tuple[tuple[tuple[type[KvError], ...], int], ...] = (
-    ((KeyNotFound,), NOT_FOUND),
+    ((KeyNotFound, LeaseNotFound), NOT_FOUND),
     ((Conflict, Locked), PRECONDITION_FAILED),
     ((Denied, Unauthenticated), DENIED),
     ((Unavailable, OutcomeUnknown, ReadTimeout, Overloaded, TxnConflict), UNAVAILABLE),

@@ -19,7 +19,7 @@ from kvstore.client.results import Item
 _CONSISTENCY = click.Choice(["linearizable", "lease", "stale"])
 
 
-def _value_of(argument: str) -> bytes:
+def value_of(argument: str) -> bytes:
     """The value an argument stands for: itself, "-" for stdin, "@file" for a file's bytes."""
     if argument == "-":
         return sys.stdin.buffer.read()
@@ -33,7 +33,7 @@ def _value_of(argument: str) -> bytes:
     return argument.encode("utf-8", "surrogateescape")
 
 
-def _key_of(argument: str) -> bytes:
+def key_of(argument: str) -> bytes:
     """Arguments are bytes that Python decoded: give them back as they were typed."""
     return argument.encode("utf-8", "surrogateescape")
 
@@ -45,6 +45,8 @@ def _key_of(argument: str) -> bytes:
     "--if-revision", type=click.IntRange(0), metavar="N", help="Only if N is the key's revision (0: absent)."
 )
 @click.option("--if-absent", is_flag=True, help="Only if the key does not exist.")
+@click.option("--ttl", type=DURATION, metavar="DURATION", help="Delete the key after so long.")
+@click.option("--lease", metavar="ID", help="Delete the key when this lease ends.")
 @click.option("--content-type", metavar="TYPE", help="Media type to keep with the value.")
 @click.option("--prev", is_flag=True, help="Print what the key held before.")
 @pass_settings
@@ -52,6 +54,8 @@ def put(
     settings: Settings,
     key: str,
     value: str,
+    ttl: float | None,
+    lease: str | None,
     if_revision: int | None,
     if_absent: bool,
     content_type: str | None,
@@ -69,14 +73,18 @@ def put(
       kvctl put config @app.yaml --content-type application/yaml
       kvctl put lock me --if-absent || echo taken
       kvctl put user/1 bob --if-revision 7
+      kvctl put session/42 ann --ttl 30m
+      kvctl put worker/7 here --lease "$(kvctl lease grant 30s)"
     """
     if if_revision is not None and if_absent:
         raise click.UsageError("give either --if-revision or --if-absent")
-    content = _value_of(value)
+    content = value_of(value)
     with settings.client() as client:
         result = client.put(
-            _key_of(key),
+            key_of(key),
             content,
+            ttl=ttl,
+            lease=lease,
             if_revision=if_revision,
             if_absent=if_absent,
             prev=prev,
@@ -88,7 +96,7 @@ def put(
         "created": result.created,
     }
     if prev:
-        fields["prev"] = None if result.prev is None else _item_fields(result.prev)
+        fields["prev"] = None if result.prev is None else item_fields(result.prev)
     _report(settings, fields, result.prev)
     verb = "created" if result.created else "written"
     output.hint(f"{verb}, revision {result.revision}", is_quiet=settings.is_quiet)
@@ -115,7 +123,7 @@ def get(
     """
     with settings.client() as client:
         item = client.get(
-            _key_of(key), revision=revision, consistency=consistency, max_staleness=max_staleness
+            key_of(key), revision=revision, consistency=consistency, max_staleness=max_staleness
         )
     if item is None:
         raise Failure(f"key not found: {key}", exit_codes.NOT_FOUND)
@@ -123,7 +131,7 @@ def get(
     if form == "raw":
         output.raw(item.value)
     else:
-        output.show(form, _item_fields(item))
+        output.show(form, item_fields(item))
 
 
 @click.command("del", cls=Command, short_help="Delete a key, or all keys with a prefix.")
@@ -149,14 +157,14 @@ def delete(
     if prefix is not None:
         if prev or if_revision is not None:
             raise click.UsageError("--prev and --if-revision are for a single KEY")
-        _delete_range(settings, _key_of(prefix), yes)
+        _delete_range(settings, key_of(prefix), yes)
         return
     assert key is not None
     with settings.client() as client:
-        result = client.delete(_key_of(key), if_revision=if_revision, prev=prev)
+        result = client.delete(key_of(key), if_revision=if_revision, prev=prev)
     fields: dict[str, Any] = {"deleted": result.deleted, "revision": result.revision}
     if prev:
-        fields["prev"] = None if result.prev is None else _item_fields(result.prev)
+        fields["prev"] = None if result.prev is None else item_fields(result.prev)
     _report(settings, fields, result.prev)
     output.hint("deleted" if result.deleted else "there was no such key", is_quiet=settings.is_quiet)
 
@@ -226,9 +234,9 @@ def ls(
     if prefix and (start is not None or end is not None):
         raise click.UsageError("give either PREFIX, or --start and --end")
     bounds: dict[str, Any] = {
-        "prefix": _key_of(prefix) if prefix else None,
-        "start": None if start is None else _key_of(start),
-        "end": None if end is None else _key_of(end),
+        "prefix": key_of(prefix) if prefix else None,
+        "start": None if start is None else key_of(start),
+        "end": None if end is None else key_of(end),
         "consistency": consistency,
     }
     with settings.client() as client:
@@ -253,9 +261,9 @@ def _list(form: str, items: Iterator[Item], keys_only: bool) -> None:
             click.echo(item.key)
     elif form == "jsonl":
         for item in found:
-            output.line(_item_fields(item, keys_only))
+            output.line(item_fields(item, keys_only))
     elif form == "json":
-        listed = [_item_fields(item, keys_only) for item in found]
+        listed = [item_fields(item, keys_only) for item in found]
         output.document({"items": listed, "count": len(listed)})
     else:
         headers = ["key", "revision", "version"] + ([] if keys_only else ["value"])
@@ -267,7 +275,7 @@ def _row(item: Item, keys_only: bool) -> list[str]:
     return row if keys_only else [*row, output.printable(item.value)]
 
 
-def _item_fields(item: Item, keys_only: bool = False) -> dict[str, Any]:
+def item_fields(item: Item, keys_only: bool = False) -> dict[str, Any]:
     fields: dict[str, Any] = dict(output.named_bytes("key", item.key))
     if not keys_only:
         fields |= output.named_bytes("value", item.value)
@@ -302,7 +310,7 @@ def incr(settings: Settings, key: str, by: int, low: int | None, high: int | Non
       kvctl incr stock/42 --by -1 --min 0
     """
     with settings.client() as client:
-        result = client.incr(_key_of(key), by, min=low, max=high)
+        result = client.incr(key_of(key), by, min=low, max=high)
     if settings.form("raw") == "raw":
         click.echo(result.value)
     else:

@@ -26,6 +26,9 @@ class Duration(click.ParamType[float]):
 
     name = "duration"
 
+    def __init__(self, *, may_be_zero: bool = False) -> None:
+        self._may_be_zero = may_be_zero
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, int | float):
             return float(value)
@@ -35,12 +38,15 @@ class Duration(click.ParamType[float]):
             seconds = float(text.removesuffix(unit)) * _UNITS_S.get(unit, 1.0)
         except ValueError:
             self.fail(f'{value!r}: expected a duration like "750ms", "5s" or "1m"', param, ctx)
+        if self._may_be_zero and seconds == 0:
+            return 0.0
         if not 0 < seconds < float("inf"):
             self.fail(f"{value!r}: expected a duration above zero", param, ctx)
         return seconds
 
 
 DURATION = Duration()
+DURATION_OR_ZERO = Duration(may_be_zero=True)
 
 
 @dataclass
@@ -71,12 +77,13 @@ class Settings:
         in_context = self._from_context().get("timeout")
         return default_s if in_context is None else DURATION.convert(in_context, None, None)
 
-    def client(self) -> Client:
-        """Return a client for a call or two: it asks any node and does not fetch routes."""
+    def client(self, *, is_long: bool = False) -> Client:
+        """Return a client for a call or two: it asks any node and does not fetch routes. `is_long`: for a
+        command that stays; it learns all nodes, and goes on while they fail."""
         from kvstore.client.sync import Client
 
         try:
-            return Client(*self.endpoint_list(), timeout=self.timeout(), direct=False, patient=False)
+            return Client(*self.endpoint_list(), timeout=self.timeout(), direct=is_long, patient=is_long)
         except InvalidArgument as error:
             raise click.UsageError(f"--endpoints: {error}") from error
 

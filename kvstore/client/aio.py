@@ -378,6 +378,10 @@ class AsyncClient:
         """All leases, without their keys."""
         return await self._driver.call(claims.list_leases(), timeout)
 
+    async def keep_alive(self, id: str, *, timeout: float | None = None) -> float:
+        """Renew a lease, and return for how many seconds it now lasts. Raises LeaseNotFound."""
+        return await self._driver.call(claims.keep_lease(id), timeout)
+
     async def revoke(self, id: str, *, timeout: float | None = None) -> bool:
         """End a lease and delete its keys. False if there was none."""
         return await self._driver.call(claims.revoke(id), timeout)

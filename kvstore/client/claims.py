@@ -51,11 +51,9 @@ def _check_ttl(ttl: float) -> float:
     return ttl
 
 
-def _ttl_of(reply: Reply, default_s: float) -> float:
+def _ttl_of(reply: Reply) -> float:
     """How long the answer says that the claim now lasts."""
-    fields = codec.document(reply) if reply.body else {}
-    ttl_ms = fields.get("ttl_ms")
-    return ttl_ms / 1000 if isinstance(ttl_ms, int) else default_s
+    return codec.integer(codec.document(reply), "ttl_ms") / 1000
 
 
 # Leases.
@@ -83,10 +81,10 @@ def _granted(reply: Reply) -> Granted:
     return Granted(lease, codec.integer(fields, "ttl_ms") / 1000)
 
 
-def keep_lease(lease: str, ttl_s: float) -> Call[float]:
+def keep_lease(lease: str) -> Call[float]:
     """Renew; the result is how long it now lasts. Raises LeaseNotFound."""
     target = f"/v1/leases/{_segment(lease, 'a lease')}/keepalive"
-    return Call(Kind.REPEATABLE, "PUT", target, lambda reply: _ttl_of(reply, ttl_s))
+    return Call(Kind.REPEATABLE, "PUT", target, _ttl_of)
 
 
 def lease_info(lease: str) -> Call[LeaseInfo]:
@@ -186,10 +184,10 @@ class Queue(NamedTuple):
             waiting=waiting,
         )
 
-    def keep(self, token: str, ttl_s: float) -> Call[float]:
+    def keep(self, token: str) -> Call[float]:
         """Renew; the result is how long it now lasts. Raises LockLost."""
         target = f"{self.path}/{_segment(token, 'a token')}/keepalive"
-        return Call(Kind.REPEATABLE, "PUT", target, lambda reply: _ttl_of(reply, ttl_s), key=self.key)
+        return Call(Kind.REPEATABLE, "PUT", target, _ttl_of, key=self.key)
 
     def release(self, token: str) -> Call[bool]:
         """Give it back. The result is False if it was not held any more."""
@@ -251,7 +249,7 @@ def acquire(
             claimed = yield from execute(
                 core, queue.claim(terms.ttl_s, wait_s), wait_s + terms.timeout_s, event
             )
-            claim = Claim(queue.keep(claimed.token, terms.ttl_s), terms.ttl_s, sent_at, clock)
+            claim = Claim(queue.keep(claimed.token), terms.ttl_s, sent_at, clock)
             if clock() - sent_at > terms.ttl_s / (2 * RENEWALS_PER_TTL):
                 # It was granted some time after it was sent. From when it holds is known by a renewal only.
                 event = yield Sleep(0.0)
@@ -343,7 +341,7 @@ class Claim:
 
 
 def lease_claim(granted: Granted, sent_at: float, clock: Callable[[], float]) -> Claim:
-    return Claim(keep_lease(granted.id, granted.ttl_s), granted.ttl_s, sent_at, clock)
+    return Claim(keep_lease(granted.id), granted.ttl_s, sent_at, clock)
 
 
 def lost(claim: Claim, name: str, what: str) -> KvError:

@@ -399,6 +399,12 @@ class Client:
 
         return self._driver.call(claims.list_leases(), timeout)
 
+    def keep_alive(self, id: str, *, timeout: float | None = None) -> float:
+        """Renew a lease, and return for how many seconds it now lasts. Raises LeaseNotFound."""
+        from kvstore.client import claims
+
+        return self._driver.call(claims.keep_lease(id), timeout)
+
     def revoke(self, id: str, *, timeout: float | None = None) -> bool:
         """End a lease and delete its keys. False if there was none."""
         from kvstore.client import claims

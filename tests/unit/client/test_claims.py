@@ -76,7 +76,7 @@ def keeping(ttl_s: float = 9.0) -> tuple[Stage, Claim]:
     made: list[Claim] = []
 
     def make(stage: Stage) -> Generator[Any, Event, Any]:
-        made.append(Claim(keep_lease("L", ttl_s), ttl_s, 0.0, stage.clock))
+        made.append(Claim(keep_lease("L"), ttl_s, 0.0, stage.clock))
         return made[0].keep(plain_core(is_routing=False))
 
     return Stage(make), made[0]

@@ -1,0 +1,82 @@
+"""Runs a command for as long as something is held: hands signals on, ends it when the hold is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+from kvstore.cli import exit_codes
+from kvstore.cli.failures import Failure
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+def run_while_held(
+    command: Sequence[str], variables: Mapping[str, str], lost: threading.Event, grace_s: float, what: str
+) -> int:
+    """Run the command and return the exit code that a shell would show for it.
+
+    When `lost` is set, the command is asked to end (SIGTERM), and killed `grace_s` later.
+    Raises Failure if it could not be started, or was ended because of that.
+    """
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        # A terminal sends Ctrl-C to the command as well; it decides what that means, and we wait for it.
+        if process is not None and not (number == signal.SIGINT and sys.stdin.isatty()):
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    # A signal between the start of the command and our knowing it would leave it running alone.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+    try:
+        process = _start(command, variables, lambda: signal.pthread_sigmask(signal.SIG_SETMASK, held))
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        ending = threading.Thread(target=_end_when_lost, args=(process, lost, grace_s), daemon=True)
+        ending.start()
+        code = process.wait()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if lost.is_set():
+        raise Failure(f"{what} was lost: the command was told to end", exit_codes.FAILURE)
+    return 128 - code if code < 0 else code
+
+
+def _start(
+    command: Sequence[str], variables: Mapping[str, str], unblock: Callable[[], object]
+) -> subprocess.Popen[bytes]:
+    def prepare() -> None:
+        unblock()
+        if sys.platform == "linux":
+            die_with_parent()
+
+    try:
+        return subprocess.Popen(list(command), env={**os.environ, **variables}, preexec_fn=prepare)
+    except OSError as error:
+        raise Failure(f"{command[0]}: {error.strerror}", exit_codes.FAILURE) from error
+
+
+def _end_when_lost(process: subprocess.Popen[bytes], lost: threading.Event, grace_s: float) -> None:
+    lost.wait()
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def die_with_parent() -> None:
+    """Linux: have the kernel end this process when kvctl is killed without a chance to clean up."""
+    import ctypes
+
+    set_parent_death_signal = 1
+    library = ctypes.CDLL(None, use_errno=True)
+    library.prctl(set_parent_death_signal, signal.SIGTERM)
