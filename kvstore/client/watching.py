@@ -20,7 +20,17 @@ from kvstore.client import codec, operations
 from kvstore.client.changes import Change, Delete, Expire, Progress, Put, Resynced
 from kvstore.client.codec import Garbled
 from kvstore.client.exchange import Event, Open, Receive, Request, Send, Sleep
-from kvstore.client.plan import BACKOFF_S_MAX, BACKOFF_S_MIN, Call, Core, Plan, execute, prepare, told
+from kvstore.client.plan import (
+    ANSWER_SHARE,
+    BACKOFF_S_MAX,
+    BACKOFF_S_MIN,
+    Call,
+    Core,
+    Plan,
+    execute,
+    prepare,
+    told,
+)
 from kvstore.client.results import Item
 from kvstore.errors import Compacted, InvalidArgument, KvError, OutcomeUnknown, Unavailable
 
@@ -181,7 +191,7 @@ class _Follower:
             yield from self.forward(prepare(self.core, OPEN_S_MAX, Event(self.now, self.dice)))
         address = self.next_address()
         limit_s = max(0.01, min(OPEN_S_MAX, self.left_s()))
-        event = self.step((yield Open(address, self.request(), limit_s)))
+        event = self.step((yield Open(address, self.request(limit_s), limit_s)))
         if event.failure is not None:
             self.on_silence(address, told(event.failure))
             yield from self.next_round()
@@ -198,7 +208,7 @@ class _Follower:
         self.opened_at = self.now
         yield from self.read(address)
 
-    def request(self) -> Request:
+    def request(self, limit_s: float) -> Request:
         what = self.what
         target = codec.query(
             "/v1/watch",
@@ -207,7 +217,11 @@ class _Follower:
             prev=1 if what.is_with_prev else None,
             **{"from": self.pos},
         )
-        return Request("GET", target, {"Accept": "application/x-ndjson"}, b"")
+        headers = {
+            "Accept": "application/x-ndjson",
+            "KV-Timeout": codec.milliseconds(limit_s * ANSWER_SHARE),
+        }
+        return Request("GET", target, headers, b"")
 
     def read(self, address: str) -> WatchPlan:
         rest, limit_s = b"", max(0.01, min(OPEN_S_MAX, self.left_s()))
