@@ -95,7 +95,7 @@ def cluster_yaml(name: str, nodes: list[dict[str, str]], shards: int, replicatio
 
 
 def _line(setting: str, comment: str) -> str:
-    return f"{setting:<{_COMMENT_COLUMN}}# {comment}"
+    return f"{setting:<{_COMMENT_COLUMN - 1}} # {comment}"
 
 
 def _optional() -> Iterator[str]:

@@ -376,7 +376,13 @@ class AsyncClient:
 
     async def leases(self, *, timeout: float | None = None) -> list[LeaseInfo]:
         """All leases, without their keys."""
-        return await self._driver.call(claims.list_leases(), timeout)
+        found, cursor = list[LeaseInfo](), None
+        while True:
+            page = await self._driver.call(claims.list_leases(cursor), timeout)
+            found += page.leases
+            cursor = page.next
+            if cursor is None:
+                return found
 
     async def keep_alive(self, id: str, *, timeout: float | None = None) -> float:
         """Renew a lease, and return for how many seconds it now lasts. Raises LeaseNotFound."""

@@ -110,21 +110,29 @@ def _key(found: Any) -> bytes:
     return codec.octets(found if isinstance(found, dict) else {"key": found}, "key")
 
 
-def list_leases() -> Call[list[LeaseInfo]]:
-    return Call(Kind.READ, "GET", "/v1/leases", _leases)
+class LeasePage(NamedTuple):
+    leases: list[LeaseInfo]
+    next: str | None
 
 
-def _leases(reply: Reply) -> list[LeaseInfo]:
-    found = codec.document(reply).get("leases")
+def list_leases(cursor: str | None) -> Call[LeasePage]:
+    return Call(Kind.READ, "GET", codec.query("/v1/leases", cursor=cursor), _leases)
+
+
+def _leases(reply: Reply) -> LeasePage:
+    fields = codec.document(reply)
+    found, cursor = fields.get("leases"), fields.get("next")
     if not isinstance(found, list):
         raise Garbled("expected leases")
-    return [_lease_info(each) for each in found]
+    return LeasePage([_lease_info(each) for each in found], cursor if isinstance(cursor, str) else None)
 
 
 def revoke(lease: str) -> Call[bool]:
-    """End a lease and delete its keys. The result is False if there was none."""
+    """End a lease and delete its keys. The result is False if there was none.
+
+    It has an identity, or an attempt that is late could end the next lease of the same id."""
     return Call(
-        Kind.REPEATABLE,
+        Kind.WRITE,
         "DELETE",
         f"/v1/leases/{_segment(lease, 'a lease')}",
         lambda reply: reply.status != 404,

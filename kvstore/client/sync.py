@@ -397,7 +397,13 @@ class Client:
         """All leases, without their keys."""
         from kvstore.client import claims
 
-        return self._driver.call(claims.list_leases(), timeout)
+        found, cursor = list[LeaseInfo](), None
+        while True:
+            page = self._driver.call(claims.list_leases(cursor), timeout)
+            found += page.leases
+            cursor = page.next
+            if cursor is None:
+                return found
 
     def keep_alive(self, id: str, *, timeout: float | None = None) -> float:
         """Renew a lease, and return for how many seconds it now lasts. Raises LeaseNotFound."""
