@@ -13,7 +13,7 @@ from kvstore.client.plan import LAST_ATTEMPT_S_MIN
 from kvstore.client.results import Item
 from kvstore.client.sync_driver import Driver
 from kvstore.client.transactions import Draft
-from kvstore.errors import Conflict
+from kvstore.errors import Conflict, NotApplied
 
 T = TypeVar("T")
 
@@ -70,17 +70,24 @@ class Transaction(Draft):
 
 def transact(driver: Driver, body: Callable[[Transaction], T], timeout_s: float | None) -> T:
     deadline = time.monotonic() + driver.limit(timeout_s)
-    run_count = 0
+    run_count, conflict = 0, None
     while True:
         transaction = Transaction(driver, deadline)
-        result = body(transaction)
+        try:
+            result = body(transaction)
+        except NotApplied as error:
+            # The deadline came in the middle of a run. What has used it up is said by the runs before.
+            if conflict is None or not error.retryable or time.monotonic() < deadline - LAST_ATTEMPT_S_MIN:
+                raise
+            raise conflict from error
         try:
             transaction.commit()
-        except Conflict as conflict:
+        except Conflict as met:
+            conflict = met
             run_count += 1
+            conflict.fields["run_count"] = run_count
             pause_s = transactions.rerun_s(run_count, random.random())
             if time.monotonic() + pause_s >= deadline:
-                conflict.fields["run_count"] = run_count
                 raise
             time.sleep(pause_s)
             continue
