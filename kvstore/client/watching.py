@@ -36,7 +36,7 @@ from kvstore.errors import Compacted, InvalidArgument, KvError, OutcomeUnknown, 
 
 OPEN_S_MAX = 3.0
 """Time limit for a node to begin the stream."""
-SILENCE_S_MAX = 25.0
+SILENCE_S_MAX = 15.0
 """A stream says something every 10 s. One that does not is dead, whatever its connection says."""
 SOUND_S_MIN = 1.0
 """A stream that has lasted so long was worth opening, even if it has brought nothing."""
