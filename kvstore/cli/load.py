@@ -2,7 +2,7 @@
 
 It stands on aiohttp's response parser without its client, which would cost several times the request: a
 load generator that is slower than the server measures itself. Requests carry no identity, and nothing is
-retried: an error is an error.
+retried: an error is an error. Time is not the loop's own: uvloop's goes in steps of a millisecond.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import random
 import sys
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any, cast
 
 import aiohttp
@@ -76,13 +77,12 @@ async def _measure(addresses: list[str], load: Load) -> Measured:
         numbers = by_address.get(address, range(load.key_count))
         requests = _requests(address, load, random.Random(dice.random()), numbers)
         connections.append(_Connection(address, requests, tally))
-    loop = asyncio.get_running_loop()
     await asyncio.gather(*(connection.open() for connection in connections))
-    tally.begin(loop.time())
+    tally.begin(monotonic())
     for connection in connections:
         connection.send_next()
     await _until_done(tally, load)
-    seconds = (tally.ended_at or loop.time()) - tally.begun_at
+    seconds = (tally.ended_at or monotonic()) - tally.begun_at
     for connection in connections:
         connection.close()
     return Measured(tally.latencies, seconds, tally.operations, tally.errors)
@@ -91,17 +91,17 @@ async def _measure(addresses: list[str], load: Load) -> Measured:
 async def _until_done(tally: _Tally, load: Load) -> None:
     if load.duration_s is not None:
         await asyncio.sleep(load.duration_s)
-        tally.stop(asyncio.get_running_loop().time())
+        tally.stop(monotonic())
         return
-    last_seen, idle_since = -1, asyncio.get_running_loop().time()
+    last_seen, idle_since = -1, monotonic()
     while not tally.is_complete:
         await asyncio.sleep(0.01)
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         if tally.answered != last_seen:
             last_seen, idle_since = tally.answered, now
         if now - idle_since > load.timeout_s + STRAGGLER_S:
             break
-    tally.stop(tally.last_at or asyncio.get_running_loop().time())
+    tally.stop(tally.last_at or monotonic())
 
 
 async def _keys_by_address(addresses: list[str], load: Load) -> dict[str, list[int]]:
@@ -213,7 +213,7 @@ class _Connection(asyncio.Protocol):
             await self._loop.create_connection(lambda: self, self._host.strip("[]"), self._port)
         except OSError:
             if self._tally.take():
-                self._tally.answer(0.0, self._loop.time(), 0, "refused")
+                self._tally.answer(0.0, monotonic(), 0, "refused")
             self._reopen_later()
 
     def _reopen_later(self) -> None:
@@ -246,7 +246,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is None or self._sent_at is not None or not self._tally.take():
             return
         request, self._operations = next(self._requests)
-        self._sent_at = self._loop.time()
+        self._sent_at = monotonic()
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -265,7 +265,7 @@ class _Connection(asyncio.Protocol):
 
     def _end(self, error: str | None) -> None:
         if self._sent_at is not None:
-            now = self._loop.time()
+            now = monotonic()
             self._tally.answer(now - self._sent_at, now, self._operations, error)
             self._sent_at = None
 
