@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from kvstore.cli import exit_codes
@@ -25,23 +25,24 @@ def run_while_held(
     Raises Failure if it could not be started, or was ended because of that.
     """
     process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        # A terminal sends Ctrl-C to the command as well; it decides what that means, and we wait for it.
-        if process is not None and not (number == signal.SIGINT and sys.stdin.isatty()):
+        if process is None:
+            early.append(number)
+        elif not (number == signal.SIGINT and sys.stdin.isatty()):
+            # A terminal sends Ctrl-C to the command as well; it decides what that means, and we wait.
             process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
-    # A signal between the start of the command and our knowing it would leave it running alone.
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     try:
-        process = _start(command, variables, lambda: signal.pthread_sigmask(signal.SIG_SETMASK, held))
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        process = _start(command, variables)
+        for number in early:
+            process.send_signal(number)
         ending = threading.Thread(target=_end_when_lost, args=(process, lost, grace_s), daemon=True)
         ending.start()
         code = process.wait()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         for number, handler in before.items():
             signal.signal(number, handler)
     if lost.is_set():
@@ -49,11 +50,10 @@ def run_while_held(
     return 128 - code if code < 0 else code
 
 
-def _start(
-    command: Sequence[str], variables: Mapping[str, str], unblock: Callable[[], object]
-) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     def prepare() -> None:
-        unblock()
+        for number in _PASSED_ON:
+            signal.signal(number, signal.SIG_DFL)
         if sys.platform == "linux":
             die_with_parent()
 
