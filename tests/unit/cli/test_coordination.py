@@ -231,8 +231,9 @@ def test_a_lock_that_is_not_taken_exits_4_and_the_commands_own_code_is_kept(clus
 
 
 def test_a_command_is_ended_when_its_lock_is_lost(cluster: FakeCluster) -> None:
-    process = start(cluster, "lock", "jobs", "--ttl", "500ms", "--", "sleep", "60")
-    until(lambda: cluster.coordination.queues.get("locks/jobs"))
+    process = start(cluster, "lock", "jobs", "--ttl", "1s", "--", "sh", "-c", "echo ready; exec sleep 60")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
 
     def refuse(seen: Seen) -> Answer | None:
         raise Drop
@@ -244,15 +245,12 @@ def test_a_command_is_ended_when_its_lock_is_lost(cluster: FakeCluster) -> None:
 
 
 def test_a_stubborn_command_is_killed_after_its_grace(cluster: FakeCluster) -> None:
-    process = start(cluster, "lock", "jobs", "--grace", "0.2s", "--", "sh", "-c",
-                    "trap '' TERM; while :; do sleep 0.1; done")  # fmt: skip
-    until(lambda: cluster.coordination.queues.get("locks/jobs"))
-    until(lambda: cluster.requests("PUT", "/v1/locks") or _lose(cluster))
-    assert process.wait(30) == 1
-
-
-def _lose(cluster: FakeCluster) -> None:
+    script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    process = start(cluster, "lock", "jobs", "--ttl", "1s", "--grace", "0.2s", "--", "sh", "-c", script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
     cluster.coordination.queues["locks/jobs"].clear()
+    assert process.wait(30) == 1
 
 
 def test_signals_are_handed_on_to_the_command_and_the_lock_is_given_back(cluster: FakeCluster) -> None:
@@ -266,12 +264,11 @@ def test_signals_are_handed_on_to_the_command_and_the_lock_is_given_back(cluster
 
 
 def test_without_a_command_the_lock_is_held_until_interrupted(cluster: FakeCluster) -> None:
-    process = start(cluster, "lock", "jobs", "-o", "json")
+    process = start(cluster, "lock", "jobs", "-o", "jsonl")
     assert process.stdout is not None
-    until(lambda: cluster.coordination.queues.get("locks/jobs"))
+    assert json.loads(process.stdout.readline())["fence"] >= 1
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
-    assert json.loads(out)["fence"] >= 1
+    process.communicate(timeout=30)
     assert process.returncode == 130
     assert not cluster.coordination.queues["locks/jobs"]
 
