@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -143,18 +144,22 @@ def _hold(
 
         found = variables | {"KVCTL_FENCE": str(held.fence)}
         return run_while_held(command, found, held.lost, grace_s, what)
-    if settings.form("raw") == "raw":
-        click.echo(held.fence)
-    else:
-        output.show(settings.form(), {"fence": held.fence, "token": held.token})
-    _wait(held.lost)
+
+    def announce() -> None:
+        if settings.form("raw") == "raw":
+            click.echo(held.fence)
+        else:
+            output.show(settings.form(), {"fence": held.fence, "token": held.token})
+
+    _wait(held.lost, announce)
     if held.lost.is_set():
         raise Failure(f"{what} was lost", exit_codes.FAILURE)
     return exit_codes.INTERRUPTED
 
 
-def _wait(lost: threading.Event) -> None:
-    """Until it is lost, or somebody ends us: both are the end of holding."""
+def _wait(lost: threading.Event, announce: Callable[[], None]) -> None:
+    """Until it is lost, or somebody ends us: both are the end of holding. Whoever has read what is announced
+    may end us in good order."""
     import signal
 
     lost_or_ended = threading.Event()
@@ -169,6 +174,7 @@ def _wait(lost: threading.Event) -> None:
     threading.Thread(target=pass_on, daemon=True).start()
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
+        announce()
         lost_or_ended.wait()
     finally:
         for number, handler in before.items():

@@ -50,14 +50,14 @@ def txn(
 
     \b
     COMPARE is one of
-      KEY.value == TEXT     also != < <= > >=; a comparison of an absent key's value fails
+      KEY.value == TEXT     also != < <= > >=; of an absent key's value only != holds
       KEY.revision == 7     also .version and .create_revision; an absent key has 0
       KEY absent            KEY exists
 
     \b
     OP is one of
-      put KEY VALUE [--ttl 30s] [--lease ID]      del KEY
-      get KEY                                     incr KEY [BY]
+      put KEY VALUE [--ttl 30s]      del KEY
+      get KEY                        incr KEY [BY]
     with quotes as in a shell. VALUE may be - or @FILE, as in `kvctl put`.
 
     Instead, "-" (stdin) or @FILE is a JSON document as POST /v1/txn takes it, for example
@@ -115,7 +115,7 @@ def _op(text: str) -> Operation[Any]:
         return _op_of_words(words)
     except (ValueError, IndexError):
         raise click.UsageError(
-            f"{text!r}: expected put KEY VALUE [--ttl D] [--lease ID], get KEY, del KEY or incr KEY [BY]"
+            f"{text!r}: expected put KEY VALUE [--ttl D], get KEY, del KEY or incr KEY [BY]"
         ) from None
 
 
@@ -124,11 +124,11 @@ def _op_of_words(words: list[str]) -> Operation[Any]:
     match words:
         case ["put", key, value, *options]:
             given = dict(zip(options[::2], options[1::2], strict=True))
-            ttl, lease = given.pop("--ttl", None), given.pop("--lease", None)
+            ttl = given.pop("--ttl", None)
             if given:
                 raise ValueError("unknown option")
             ttl_s = None if ttl is None else DURATION.convert(ttl, None, None)
-            return op.put(key_of(key), value_of(value), ttl=ttl_s, lease=lease)
+            return op.put(key_of(key), value_of(value), ttl=ttl_s)
         case ["get", key]:
             return op.get(key_of(key))
         case ["del" | "delete", key]:
@@ -147,7 +147,7 @@ def _of_document(content: bytes) -> tuple[list[Compare], list[Operation[Any]], l
         if unknown:
             raise ValueError(f"unknown members: {', '.join(sorted(unknown))}")
         return (
-            [_document_compare(each) for each in found.get("if") or []],
+            [compare for each in found.get("if") or [] for compare in _document_compares(each)],
             [_document_op(each) for each in found.get("then") or []],
             [_document_op(each) for each in found.get("else") or []],
         )
@@ -155,16 +155,22 @@ def _of_document(content: bytes) -> tuple[list[Compare], list[Operation[Any]], l
         raise click.UsageError(f"the document: {error}") from error
 
 
-def _document_compare(fields: dict[str, Any]) -> Compare:
+def _document_compares(fields: dict[str, Any]) -> list[Compare]:
     rest = dict(fields)
     key = _octets(rest, "key")
-    ((subject, relation),) = rest.items()
-    ((operator, operand),) = relation.items()
-    if subject not in (*_NUMBERS, "value", "value_b64") or operator not in _RELATIONS.values():
-        raise ValueError(f"no compare: {fields}")
-    if subject == "value_b64":
-        return Compare(key, "value", operator, b64decode(operand))
-    return Compare(key, subject, operator, operand.encode() if subject == "value" else operand)
+    found = []
+    for subject, relations in rest.items():
+        if subject not in (*_NUMBERS, "lease", "value", "value_b64"):
+            raise ValueError(f"no compare: {fields}")
+        for operator, operand in relations.items():
+            if operator not in _RELATIONS.values():
+                raise ValueError(f"no compare: {fields}")
+            if subject == "value_b64":
+                found.append(Compare(key, "value", operator, b64decode(operand)))
+            else:
+                value = operand.encode() if subject == "value" else operand
+                found.append(Compare(key, subject, operator, value))
+    return found
 
 
 def _document_op(fields: dict[str, Any]) -> Operation[Any]:

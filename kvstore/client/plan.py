@@ -34,6 +34,7 @@ from kvstore.errors import (
     InvalidArgument,
     KvError,
     Locked,
+    LockLost,
     NotANumber,
     NotReady,
     OutcomeUnknown,
@@ -62,7 +63,7 @@ WRONG_ROUTES_MAX = 3
 """After that many 421 in one call the epoch is left out, and whoever is asked proxies."""
 RESTARTS_MAX = 2
 
-_IS_RESULT = (Conflict, NotANumber, OutOfRange, Locked)
+_IS_RESULT = (Conflict, NotANumber, OutOfRange, Locked, LockLost)
 """Refusals that are a write's recorded result: they hold even if an earlier attempt's fate is unknown."""
 
 
@@ -107,6 +108,8 @@ class Call(Generic[T]):
     headers: tuple[tuple[str, str], ...] = ()
     key: bytes | None = None
     """A key of the shard that is asked; None: any node will do."""
+    other_keys: tuple[bytes, ...] = ()
+    """Keys of other shards that take part."""
     is_anywhere: bool = False
     """Any replica may answer (stale reads): the load is spread."""
     is_long: bool = False
@@ -247,6 +250,15 @@ class _Execution(Generic[T]):
         self.ticket = self.core.sessions.begin()
         if self.shard is not None:
             self.since = self.routes.clock_of(self.shard, self.now)
+        if self.since is not None and self.call.other_keys:
+            # One date for several clocks: by the latest of them no shard takes the write for an old one.
+            clocks = [self.routes.clock_of(shard, self.now) for shard in self.other_shards()]
+            known = [clock for clock in clocks if clock is not None]
+            self.since = max(self.since, *known) if known and len(known) == len(clocks) else None
+
+    def other_shards(self) -> set[int]:
+        found = (self.routes.shard_of(key) for key in self.call.other_keys)
+        return {shard for shard in found if shard is not None}
 
     def next_address(self) -> str:
         shard = None if self.call.is_anywhere else self.shard
@@ -376,6 +388,8 @@ class _Execution(Generic[T]):
         self.restart_count += 1
         if self.shard is not None and not self.has_new_clock:
             self.routes.forget_clock(self.shard)
+        for shard in self.other_shards():
+            self.routes.forget_clock(shard)
         raise _Again(0.0)
 
     def on_wrong_route(self, error: WrongRoute) -> None:

@@ -28,7 +28,7 @@ class Compare(NamedTuple):
     key: bytes
     subject: str
     relation: str
-    operand: int | bytes
+    operand: int | bytes | str
 
     def fields(self) -> dict[str, Any]:
         return {"key": self.key, self.subject: {self.relation: self.operand}}
@@ -82,7 +82,7 @@ class _Value:
 
 class When:
     """What can be compared: `when("a").revision.eq(7)`, `.version`, `.create_revision`, `.value`. An absent
-    key has revision and version 0; no comparison of its value holds."""
+    key has revision and version 0; its value differs from every value (`ne`), and compares with none."""
 
     def __init__(self, key: str | bytes) -> None:
         self._key = codec.key_bytes(key)
@@ -121,7 +121,8 @@ def commit(
 ) -> Call[Committed]:
     if not compares and not then:
         raise InvalidArgument("a transaction needs a compare or an operation")
-    first = compares[0].key if compares else then[0].key
+    named: list[Compare | Operation[Any]] = [*compares, *then, *otherwise]
+    keys = tuple(dict.fromkeys(each.key for each in named))
     body = {
         "if": [compare.fields() for compare in compares],
         "then": [operation.fields for operation in then],
@@ -134,7 +135,8 @@ def commit(
         lambda reply: _committed(reply, then, otherwise),
         body=codec.pack(body),
         headers=(("Content-Type", codec.MSGPACK), operations.ACCEPT_MSGPACK),
-        key=first,
+        key=keys[0],
+        other_keys=keys[1:],
     )
 
 
@@ -179,6 +181,7 @@ def read_all(keys: Sequence[bytes]) -> Call[list[Item | None]]:
         body=call.body,
         headers=call.headers,
         key=call.key,
+        other_keys=call.other_keys,
     )
 
 
@@ -197,11 +200,10 @@ class Draft:
         value: str | bytes,
         *,
         ttl: float | None = None,
-        lease: str | None = None,
         content_type: str | None = None,
     ) -> None:
         """Write the key when the transaction commits."""
-        self._write(op.put(key, value, ttl=ttl, lease=lease, content_type=content_type))
+        self._write(op.put(key, value, ttl=ttl, content_type=content_type))
 
     def delete(self, key: str | bytes) -> None:
         """Delete the key when the transaction commits."""
@@ -217,7 +219,7 @@ class Draft:
         if written is not None:
             if written.name == "delete":
                 return (None,)
-            return (Item(key, written.fields["value"], 0, 0, 0, lease=written.fields.get("lease")),)
+            return (Item(key, written.fields["value"], 0, 0, 0),)
         return (self._reads[key],) if key in self._reads else None
 
     def _unknown(self, keys: Sequence[str | bytes]) -> list[bytes]:

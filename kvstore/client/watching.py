@@ -36,8 +36,9 @@ from kvstore.errors import Compacted, InvalidArgument, KvError, OutcomeUnknown, 
 
 OPEN_S_MAX = 3.0
 """Time limit for a node to begin the stream."""
-SILENCE_S_MAX = 15.0
-"""A stream says something every 10 s. One that does not is dead, whatever its connection says."""
+SILENCE_S_MAX = 20.0
+"""A stream says something every 10 s, if its node hears the leaders of all that is watched. One that does not
+is of no use, whatever its connection says."""
 SOUND_S_MIN = 1.0
 """A stream that has lasted so long was worth opening, even if it has brought nothing."""
 LINE_BYTES_MAX = 16 << 20

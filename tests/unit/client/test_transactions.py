@@ -133,3 +133,14 @@ def test_pauses_between_runs_grow_and_end() -> None:
     pauses = [rerun_s(run, 1.0) for run in range(1, 30)]
     assert pauses == sorted(pauses)
     assert pauses[-1] <= 0.5
+
+
+def test_a_write_over_several_shards_is_dated_by_the_latest_of_their_clocks() -> None:
+    core = known_core()
+    keys = {core.routes.shard_of(key): key for key in (f"k{number}".encode() for number in range(50))}
+    core.routes.learn_clock(2, 5000, 0.0)
+    script = Script(core, commit([], [op.put(keys[0], "1"), op.put(keys[2], "1")], []))
+    assert script.header["KV-Since"] == "5000"
+    core.routes.forget_clock(2)
+    script = Script(core, commit([], [op.put(keys[0], "1"), op.put(keys[2], "1")], []))
+    assert "KV-Since" not in script.header, "what is not known dates nothing"
