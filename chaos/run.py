@@ -172,19 +172,26 @@ class _Run:
         begun, first = _now(), len(self._history.operations)
         await asyncio.sleep(self._plan.quiet_s)
         while _now() < begun + 10 * self._plan.quiet_s:
-            done = sum(item.outcome in ("ok", "conflict") for item in self._history.operations[first:])
-            if done > 2 * self._plan.successes_min:
+            if self._done_since(first) > 2 * self._plan.successes_min:
                 return
             await asyncio.sleep(0.5)
+
+    def _done_since(self, first: int) -> int:
+        """Operations that have succeeded, of those from number `first` on."""
+        return sum(item.outcome in ("ok", "conflict") for item in self._history.operations[first:])
 
     def _has_ended(self) -> bool:
         return self._is_over
 
     async def _break_things(self) -> None:
-        plan, end = self._plan, _now() + self._plan.faults_s
+        plan, end, first = self._plan, _now() + self._plan.faults_s, len(self._history.operations)
         bag: list[Nemesis] = []
         while self._nemeses and (
-            (now := _now()) < end or (self._is_one_left() and now < end + plan.faults_s)
+            (now := _now()) < end
+            or (
+                now < end + plan.faults_s
+                and (self._is_one_left() or self._done_since(first) < plan.successes_min)
+            )
         ):
             # Out of a bag, so that every kind has its turn before any has its second.
             if not bag:
