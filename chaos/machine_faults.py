@@ -7,6 +7,7 @@ nothing to do with the one it had; wall clocks jump under a running node (`clock
 
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from chaos.nemeses import Fault, Kill, Nemesis
 from chaos.targets import LocalCluster
 
 DISK_BYTES = 2 << 30
-EXIT_S = 15.0
+EXIT_S = 20.0
 
 
 class SlowDisk(Nemesis):
@@ -46,6 +47,9 @@ class SlowDisk(Nemesis):
         fault.proof = f"syncs delayed by {delay_ms} ms"
         self._open[id(fault)] = injection
         return fault
+
+    def has_bitten(self, fault: Fault) -> bool:
+        return self._open[id(fault)].bites > 0
 
     def end(self, fault: Fault, now_s: float) -> None:
         injection = self._open.pop(id(fault))
@@ -76,6 +80,13 @@ class FailDisk(Nemesis):
             return None  # it is being traced already, or has just ended
         try:
             fault = self._fault(now_s, name)
+            # Only a node that syncs can notice.
+            deadline = time.monotonic() + EXIT_S
+            while not injection.bites and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if not injection.bites:
+                fault.proof = "the node synced nothing meanwhile"
+                return fault
             code = self._processes.wait_for_exit(name, EXIT_S)
         finally:
             injection.end()

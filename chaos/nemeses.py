@@ -40,6 +40,10 @@ class Nemesis:
         TargetError where a node does not do what it must, OSError where a tool fails."""
         raise NotImplementedError
 
+    def has_bitten(self, fault: Fault) -> bool:
+        """Whether an open fault may end: one that waits for somebody to run into it lasts until then."""
+        return True
+
     def end(self, fault: Fault, now_s: float) -> None:
         raise NotImplementedError
 

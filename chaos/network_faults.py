@@ -29,6 +29,10 @@ class LinkFault(Nemesis):
         self._open[id(fault)] = (self.network.break_links(links), links, before)
         return fault
 
+    def has_bitten(self, fault: Fault) -> bool:
+        _, links, before = self._open[id(fault)]
+        return self.network.packets(links, self.fates) > before
+
     def end(self, fault: Fault, now_s: float) -> None:
         handle, links, before = self._open.pop(id(fault))
         self.network.mend_links(handle)

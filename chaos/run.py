@@ -24,6 +24,9 @@ from chaos.workloads import WORKLOADS
 OK, VIOLATION, INCONCLUSIVE = 0, 1, 7
 EXPLAINED_MAX = 5
 READER_TIMEOUT_S = 0.8
+BITE_S = 15.0
+"""How much longer a fault may last if nobody has run into it."""
+BITE_PAUSE_S = 0.25
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,6 +208,7 @@ class _Run:
                     self._say(f"{fault.kind} of {', '.join(fault.nodes)}")
                     await asyncio.sleep(self._dice.uniform(0, 0.5))
             await asyncio.sleep(self._dice.uniform(*plan.fault_s))
+            await self._wait_for_bites(begun)
             self._dice.shuffle(begun)
             for nemesis, fault in begun:
                 self._end(nemesis, fault)
@@ -222,6 +226,12 @@ class _Run:
                 nemesis.faults.append(Fault(nemesis.kind, [], now))
             nemesis.faults[-1].proof, nemesis.faults[-1].ended = f"could not begin: {error}", _now()
         return None
+
+    async def _wait_for_bites(self, begun: list[tuple[Nemesis, Fault]]) -> None:
+        for _ in range(int(BITE_S / BITE_PAUSE_S)):
+            if await asyncio.to_thread(lambda: all(nemesis.has_bitten(fault) for nemesis, fault in begun)):
+                return
+            await asyncio.sleep(BITE_PAUSE_S)
 
     def _end(self, nemesis: Nemesis, fault: Fault) -> None:
         try:
