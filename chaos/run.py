@@ -287,7 +287,9 @@ def judge(outcome: Outcome) -> None:
         outcome.wrong.append(f"keys {', '.join(violation.keys)}: not linearizable\n{explanation(core)}")
     if len(violations) > EXPLAINED_MAX:
         outcome.wrong.append(f"{len(violations)} groups of keys in all are not linearizable")
-    outcome.wrong += WORKLOADS[outcome.plan.workload]().check(outcome.history)
+    workload = WORKLOADS[outcome.plan.workload]()
+    outcome.wrong += workload.check(outcome.history)
+    outcome.reasons += workload.doubts(outcome.history)
     for answer, count in outcome.unexpected.items():
         outcome.wrong.append(f"{count} answers that no client may get: {answer}")
     for keys in outcome.verdict.undecided:

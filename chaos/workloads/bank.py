@@ -9,7 +9,7 @@ from urllib.parse import quote
 from chaos.callers import Caller
 from chaos.exchange import Lost, NotSent, Reply
 from chaos.history import Operation
-from chaos.ledger import check_bank
+from chaos.ledger import check_bank, doubts_of_bank
 from chaos.workloads.base import FinalRead, Workload
 
 OPENING = 100
@@ -66,6 +66,9 @@ class Bank(Workload):
 
     def check(self, history: Sequence[Operation]) -> list[str]:
         return check_bank(history)
+
+    def doubts(self, history: Sequence[Operation]) -> list[str]:
+        return doubts_of_bank(history)
 
     # ---- operations ------------------------------------------------------------------------------
 

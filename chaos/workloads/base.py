@@ -68,6 +68,10 @@ class Workload:
         `history` alone (operations in order of invocation), so that a stored one can be judged again."""
         return []
 
+    def doubts(self, history: Sequence[Operation]) -> list[str]:
+        """What keeps the run from proving anything: it is inconclusive then, not wrong."""
+        return []
+
 
 def reader(key: str) -> FinalRead:
     """A final read of one key."""
