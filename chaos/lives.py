@@ -5,11 +5,13 @@ answer did not come.
 
 | kind | of | argument | result |
 |---|---|---|---|
-| keep | key | `{"ttl_s"}` or `{"lease"}` | conflict: there is no such lease |
+| keep | key | `{"ttl_s"}` or `{"lease"}` | `{}`; None: there is no such lease |
 | look | key | `{"is_final"?}` | `{"is_there"}` |
-| grant | lease | `{"ttl_s"}` | conflict: one of this id lives |
-| renew | lease | | `{"left_s"}`; conflict: there is no such lease |
-| revoke | lease | | `{"is_complete"}`; conflict: there is no such lease |
+| grant | lease | `{"ttl_s"}` | `{}`; None: one of this id lives |
+| renew | lease | | `{"left_s"}`; None: there is no such lease |
+| revoke | lease | | `{"is_complete"}`; None: there is no such lease |
+
+A None may also be a conflict.
 
 What is kept surely lives until its time has passed since the request that was granted was *sent*. The store
 may let it live longer by an outage, never shorter; how much longer shows in the final looks.
@@ -92,7 +94,7 @@ class _Judge:
 
     def _grant(self, operation: Operation) -> None:
         life = self._leases.get(operation.key)
-        if operation.outcome == "conflict":
+        if operation.result is None:
             if life is not None and life.is_over:
                 self._say(operation, "refused, although the lease of this id has ended")
             return
@@ -105,7 +107,7 @@ class _Judge:
         life = self._leases.get(operation.key)
         if life is None:
             return
-        if operation.outcome == "conflict":
+        if operation.result is None:
             if self._surely_lives(life, operation.returned):
                 self._say(operation, f"not found, although it lives until {life.until:.3f}")
             life.until, life.is_over = NEVER, True
@@ -119,10 +121,10 @@ class _Judge:
         life = self._leases.get(operation.key)
         if life is None:
             return
-        if operation.outcome == "conflict" and self._surely_lives(life, operation.returned):
+        if operation.result is None and self._surely_lives(life, operation.returned):
             self._say(operation, f"not found, although it lives until {life.until:.3f}")
         life.until, life.is_over = NEVER, True
-        if operation.outcome == "ok" and operation.result["is_complete"]:
+        if operation.result is not None and operation.result["is_complete"]:
             for key in life.keys:
                 kept = self._keys.get(key)
                 if kept is not None and kept.life is life:
@@ -136,7 +138,7 @@ class _Judge:
         life = self._leases.get(lease)
         if life is None:
             self._keys.pop(operation.key, None)
-        elif operation.outcome == "conflict":
+        elif operation.result is None:
             if self._surely_lives(life, operation.returned):
                 self._say(operation, f"no lease {lease}, although it lives until {life.until:.3f}")
             life.until, life.is_over = NEVER, True

@@ -43,7 +43,7 @@ class Lease(Workload):
         key = self._fresh("ttl")
         kept = await keep(caller, key, {"ttl_s": caller.dice.choice(TTLS_S)})
         self._left.append(key)
-        while kept.outcome == "ok":
+        while is_done(kept):
             await asyncio.sleep(caller.dice.uniform(0, 1.0))
             seen = await look(caller, key)
             if seen.outcome != "ok" or not seen.result["is_there"] or caller.dice.random() < 0.2:
@@ -52,16 +52,16 @@ class Lease(Workload):
     async def _lease(self, caller: Caller, lease: str) -> None:
         dice = caller.dice
         granted = await grant(caller, lease, dice.choice(TTLS_S))
-        if granted.outcome != "ok":
+        if not is_done(granted):
             return
         own = [self._fresh("tied") for _ in range(KEYS)]
         self._left += own
         for key in own:
-            if (await keep(caller, key, {"lease": lease})).outcome != "ok":
+            if not is_done(await keep(caller, key, {"lease": lease})):
                 return
         for _ in range(dice.choice((0, 2, 4))):
             await asyncio.sleep(dice.uniform(0, 0.8))
-            if (await renew(caller, lease)).outcome != "ok":
+            if not is_done(await renew(caller, lease)):
                 return
             await look(caller, dice.choice(own))
         if dice.random() < 0.5:
@@ -73,9 +73,9 @@ class Lease(Workload):
                 await self._again(caller, lease, own[0])
 
     async def _again(self, caller: Caller, lease: str, key: str) -> None:
-        if (await grant(caller, lease, TTLS_S[-1])).outcome != "ok":
+        if not is_done(await grant(caller, lease, TTLS_S[-1])):
             return
-        if (await keep(caller, key, {"lease": lease})).outcome == "ok":
+        if is_done(await keep(caller, key, {"lease": lease})):
             for _ in range(3):
                 await asyncio.sleep(caller.dice.uniform(0, 0.5))
                 await look(caller, key)
@@ -94,10 +94,14 @@ class Lease(Workload):
         return check_lives(history)
 
 
+def is_done(operation: Operation) -> bool:
+    return operation.outcome == "ok" and operation.result is not None
+
+
 async def keep(caller: Caller, key: str, argument: dict[str, Any]) -> Operation:
     how = f"lease={argument['lease']}" if "lease" in argument else f"ttl={argument['ttl_s']}s"
     target = f"/v1/kv/{quote(key, safe='')}?{how}"
-    return await caller.call("keep", key, argument, "PUT", target, lambda _: None, body=b"v", conflicts=GONE)
+    return await caller.call("keep", key, argument, "PUT", target, _done, body=b"v", conflicts=GONE)
 
 
 async def look(caller: Caller, key: str, *, is_final: bool = False) -> Operation:
@@ -120,7 +124,7 @@ async def grant(caller: Caller, lease: str, ttl_s: float) -> Operation:
         {"ttl_s": ttl_s},
         "POST",
         "/v1/leases",
-        lambda _: None,
+        _done,
         headers=headers,
         body=body,
         conflicts=GONE,
@@ -133,8 +137,8 @@ async def renew(caller: Caller, lease: str) -> Operation:
 
 
 async def revoke(caller: Caller, lease: str) -> Operation:
-    def is_complete(reply: Reply) -> dict[str, bool]:
-        return {"is_complete": reply.status == 200}
+    def is_complete(reply: Reply) -> dict[str, bool] | None:
+        return {"is_complete": reply.status == 200} if reply.status in (200, 202) else None
 
     return await caller.call(
         "revoke", lease, None, "DELETE", f"/v1/leases/{lease}", is_complete, conflicts=GONE
@@ -145,8 +149,15 @@ def _seen(reply: Reply) -> dict[str, bool]:
     return {"is_there": reply.status == 200}
 
 
+def _done(reply: Reply) -> dict[str, bool] | None:
+    """404: there is no such lease."""
+    return {} if reply.status in (200, 201) else None
+
+
 def _left(reply: Reply) -> dict[str, float] | None:
-    return {"left_s": json.loads(reply.body)["ttl_ms"] / 1000} if reply.status == 200 else None
+    if reply.status != 200:
+        return None
+    return {"left_s": json.loads(reply.body)["ttl_ms"] / 1000}
 
 
 def _gone(key: str) -> FinalRead:

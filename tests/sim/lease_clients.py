@@ -95,7 +95,7 @@ class LeaseClient(Caller):
             lease, self._again = self._again, None
         ttl_s = self.dice.choice((1.0, 2.0, 4.0))
         body = json.dumps({"ttl": ttl_s, "id": lease}).encode()
-        self._ask("grant", lease, {"ttl_s": ttl_s}, Ask("POST", "/v1/leases", _JSON, body), lambda _: None)
+        self._ask("grant", lease, {"ttl_s": ttl_s}, Ask("POST", "/v1/leases", _JSON, body), lambda _: {})
 
     def _renew(self, lease: str) -> None:
         def left(response: Response) -> dict[str, float]:
@@ -112,7 +112,7 @@ class LeaseClient(Caller):
     def _keep(self, argument: dict[str, Any]) -> None:
         key = self.dice.choice(self._keys) if self._keys and self.dice.random() < 0.3 else self._fresh("t")
         how = f"lease={argument['lease']}" if "lease" in argument else f"ttl={argument['ttl_s']}s"
-        self._ask("keep", key, argument, Ask("PUT", f"/v1/kv/{key}?{how}", {}, b"v"), lambda _: None)
+        self._ask("keep", key, argument, Ask("PUT", f"/v1/kv/{key}?{how}", {}, b"v"), lambda _: {})
 
     def _look(self, key: str) -> None:
         def seen(response: Response) -> dict[str, bool]:

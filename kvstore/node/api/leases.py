@@ -288,6 +288,7 @@ async def write_tied(
     results: list[Any] = [None] * len(ops)
     todo = list(range(len(ops)))
     answer: Answer | None = None
+    failure: KvError = Unavailable("the lease's grant or the shard's clock changes too fast", retry_after=1)
     for attempt in range(TIES_MAX):
         try:
             await _build(context, shard, ops, leases, todo, deadline, is_again=attempt > 0)
@@ -296,20 +297,17 @@ async def write_tied(
             command = commands.encode(identity, [ops[index] for index in sent])
             answer = await context.router.write(shard, command, identity is not None, deadline)
         except KvError as error:
-            if answer is None:
-                raise
-            for index in todo:
-                results[index] = error
+            failure = error
             break
         for index, result in zip(sent, answer.result.results, strict=True):
             results[index] = result
         todo = [index for index in sent if results[index][0] == REFUSED]
         if not todo:
             break
+    if answer is None or len(todo) == len(ops):
+        raise failure
     for index in todo:
-        if not isinstance(results[index], KvError):
-            results[index] = Unavailable("the grant or the shard's clock changes too fast", retry_after=1)
-    assert answer is not None, "nothing was sent"
+        results[index] = failure
     return Answer(shard, CommandResult(answer.result.replayed, results), answer.clock_ms)
 
 

@@ -21,6 +21,8 @@ class Story:
     ) -> Story:
         outcome = more.pop("outcome", "ok")
         returned = None if outcome == "unknown" else at + 0.5
+        result = {} if result is None and outcome == "ok" else result
+        result = None if outcome == "conflict" else result
         self.operations.append(
             Operation(1, kind, key, argument, at, returned, outcome=outcome, result=result, **more)
         )

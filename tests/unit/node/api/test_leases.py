@@ -260,6 +260,22 @@ def test_pitfall_43_a_put_finds_the_new_grant_behind_what_it_knew(node: ApiNode)
     assert node.ask("PUT", f"/v1/kv/{elsewhere}?lease=mine", b"2").status == 201
 
 
+def test_a_put_that_is_refused_while_home_does_not_answer_is_503(node: ApiNode) -> None:
+    grant(node, id="mine")
+    elsewhere = keys_here_and_elsewhere(node, "mine")[1]
+    assert node.ask("PUT", f"/v1/kv/{elsewhere}?lease=mine", b"1").status == 201
+    node.router.clock_ms += HORIZON_MS + 1
+    node.router.fail[home(node, "mine")] = NoLeader("nobody")
+    node.problem(node.ask("PUT", f"/v1/kv/{elsewhere}?lease=mine", b"2"), 503, "no-leader")
+    ops = [
+        {"op": "put", "key": elsewhere, "value": "2", "lease": "mine"},
+        {"op": "incr", "key": "n{" + elsewhere + "}"},
+    ]
+    results = node.ask("POST", "/v1/batch", json.dumps({"ops": ops}).encode()).content["results"]
+    assert [result["status"] for result in results] == [503, 200]
+    assert node.value(elsewhere) == b"1"
+
+
 def test_a_home_that_does_not_answer_is_503_and_nothing_is_written(node: ApiNode) -> None:
     grant(node, id="mine")
     elsewhere = keys_here_and_elsewhere(node, "mine")[1]
