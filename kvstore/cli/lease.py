@@ -23,7 +23,7 @@ Examples:
   kvctl lease revoke $id                end it, with its keys
 """
 
-lease = LazyGroup("lease", help=_HELP, no_args_is_help=True)
+lease = LazyGroup("lease", help=_HELP, short_help="Make, renew, end and list leases.", no_args_is_help=True)
 
 
 @lease.command("grant", cls=Command, short_help="Make a lease and print its id.")

@@ -29,6 +29,8 @@ from kvstore.client.sync import Client
 from kvstore.errors import InvalidArgument
 
 KEY_FORMAT = "bench/%09d"
+TIMER_STEP_S = 0.002
+"""uvloop's timers may come so much early."""
 PRELOAD_COUNT = 500
 RECONNECT_S = 0.1
 STRAGGLER_S = 1.0
@@ -90,7 +92,7 @@ async def _measure(addresses: list[str], load: Load) -> Measured:
 
 async def _until_done(tally: _Tally, load: Load) -> None:
     if load.duration_s is not None:
-        await asyncio.sleep(load.duration_s)
+        await asyncio.sleep(load.duration_s + TIMER_STEP_S)
         tally.stop(monotonic())
         return
     last_seen, idle_since = -1, monotonic()
