@@ -1,27 +1,54 @@
 """Calls of one replica that a transaction holds up, outside the log, until it is decided.
 
 A write that applied as LOCKED left nothing behind; it waits here, at the leader, and is proposed again when
-locks went. A read that met keys about to be written waits for the transactions that it met, not for later
-ones: those were not decided when the read was asked, so it may come before them, and no stream of
-transactions keeps it waiting for ever. At their deadline both end in `conflict`, which is no result: trying
-again is always right (pitfall 35).
+locks went, in the order of arrival. Its keys are *claimed* meanwhile: a prepare that came later and wants
+them is turned away, or the first would wait for ever where transactions follow each other closely.
+
+A read that met keys about to be written waits for the transactions that it met, not for later ones: those
+were not decided when the read was asked, so it may come before them. At their deadline both end in
+`conflict`, which is no result: trying again is always right (pitfall 35).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from kvstore.errors import Overloaded, TxnConflict
 from kvstore.node.calls import Call, Stage
-from kvstore.store import commands
-from kvstore.store.intents import Intents
+from kvstore.store import commands, txn_commands
+from kvstore.store.intents import Intents, keys_of
 
 CALLS_MAX: Final = 4096
 BYTES_MAX: Final = 16 << 20
 """Of one replica; more are answered `overloaded`."""
 EARLY_S: Final = 0.1
 """A forwarded call gives up so long before its deadline, so that its answer still gets there in time."""
+
+
+class _HeldWrite(NamedTuple):
+    call: Call
+    ops: list[commands.Op]
+    shared: set[bytes]
+    exclusive: set[bytes]
+
+
+class _Claims:
+    """Keys that calls wait for."""
+
+    def __init__(self) -> None:
+        self._shared: set[bytes] = set()
+        self._exclusive: set[bytes] = set()
+
+    def add(self, held: _HeldWrite) -> None:
+        self._shared |= held.shared
+        self._exclusive |= held.exclusive
+
+    def forbid(self, shared: set[bytes], exclusive: set[bytes]) -> bool:
+        """Whether to hold these keys would make somebody wait longer who came first."""
+        if not self._exclusive.isdisjoint(shared) or not self._exclusive.isdisjoint(exclusive):
+            return True
+        return not self._shared.isdisjoint(exclusive)
 
 
 class _HeldRead(NamedTuple):
@@ -31,7 +58,7 @@ class _HeldRead(NamedTuple):
 
 class HeldCalls:
     def __init__(self) -> None:
-        self._writes: list[tuple[Call, list[commands.Op]]] = []
+        self._writes: list[_HeldWrite] = []
         self._reads: list[_HeldRead] = []
         self._byte_count = 0
         self._releases_seen = -1
@@ -44,7 +71,7 @@ class HeldCalls:
         return len(self._writes) + len(self._reads)
 
     def __iter__(self) -> Iterator[Call]:
-        yield from (call for call, _ in self._writes)
+        yield from (held.call for held in self._writes)
         yield from (held.call for held in self._reads)
 
     def hold_write(self, call: Call) -> None:
@@ -52,7 +79,8 @@ class HeldCalls:
         call.stage = Stage.WAITING
         if call.done is not None and self._has_room(call, len(call.payload)):
             self._byte_count += len(call.payload)
-            self._writes.append((call, commands.decode(call.payload)[1]))
+            ops = commands.decode(call.payload)[1]
+            self._writes.append(_HeldWrite(call, ops, *keys_of(ops)))
 
     def hold_read(self, call: Call, writers: frozenset[bytes]) -> None:
         if self._has_room(call, 0):
@@ -64,6 +92,25 @@ class HeldCalls:
         call.fail(Overloaded(f"{len(self)} requests wait for transactions on this shard", retry_after=1))
         return False
 
+    def must_stand_back(self, call: Call) -> bool:
+        """Whether `call` is a prepare that wants keys for which others wait. If so it was answered, or
+        queued behind them if it may wait."""
+        if not self._writes:
+            return False
+        ops = commands.decode(call.payload)[1]
+        if not ops or ops[0][0] != txn_commands.PREPARE:
+            return False
+        claims = _Claims()
+        for held in self._writes:
+            claims.add(held)
+        if not claims.forbid(*keys_of(ops)):
+            return False
+        if ops[0][8]:
+            self.hold_write(call)
+        else:
+            call.fail(TxnConflict("others wait for a key of this transaction"))
+        return True
+
     def is_due(self, intents: Intents) -> bool:
         """Whether locks went since the last look."""
         return bool(self._writes or self._reads) and intents.releases != self._releases_seen
@@ -71,9 +118,15 @@ class HeldCalls:
     def take_free(self, intents: Intents) -> tuple[list[Call], list[Call]]:
         """Writes and reads that nothing known holds up any more."""
         self._releases_seen = intents.releases
-        writes = [call for call, ops in self._writes if not intents.meets(None, ops)]
+        writes, kept, claims = [], [], _Claims()
+        for held in self._writes:
+            if intents.meets(None, held.ops) or claims.forbid(held.shared, held.exclusive):
+                kept.append(held)
+            else:
+                writes.append(held.call)
+            claims.add(held)
         if writes:
-            self._keep_writes(lambda call, ops: intents.meets(None, ops))
+            self._keep_writes(kept)
         reads = [held.call for held in self._reads if not any(map(intents.is_prepared, held.writers))]
         if reads:
             self._reads = [held for held in self._reads if any(map(intents.is_prepared, held.writers))]
@@ -81,8 +134,8 @@ class HeldCalls:
 
     def take_writes(self) -> list[Call]:
         """All of them: another replica leads."""
-        calls = [call for call, _ in self._writes]
-        self._writes, self._byte_count = [], 0
+        calls = [held.call for held in self._writes]
+        self._keep_writes([])
         return calls
 
     def take_reads(self) -> list[Call]:
@@ -96,8 +149,8 @@ class HeldCalls:
             if call.done is not None and now >= call.deadline - (EARLY_S if call.is_forwarded else 0.0):
                 call.fail(TxnConflict("a transaction held a key of this request until its deadline"))
         self._reads = [held for held in self._reads if held.call.done is not None]
-        self._keep_writes(lambda call, ops: call.done is not None)
+        self._keep_writes([held for held in self._writes if held.call.done is not None])
 
-    def _keep_writes(self, keeps: Callable[[Call, list[commands.Op]], bool]) -> None:
-        self._writes = [(call, ops) for call, ops in self._writes if keeps(call, ops)]
-        self._byte_count = sum(len(call.payload) for call, _ in self._writes)
+    def _keep_writes(self, kept: list[_HeldWrite]) -> None:
+        self._writes = kept
+        self._byte_count = sum(len(held.call.payload) for held in kept)

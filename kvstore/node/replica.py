@@ -175,6 +175,10 @@ class Replica:
 
     def enqueue(self, call: Call) -> None:
         """Take a write while leading; answers `Overloaded` at once when the queue is full."""
+        if not self.held.must_stand_back(call):
+            self._queue(call)
+
+    def _queue(self, call: Call) -> None:
         limits = self.limits
         size = len(call.payload)
         if len(self.queue) >= limits.queue_ops_max or self.queue_bytes + size > limits.queue_bytes_max:
@@ -337,7 +341,7 @@ class Replica:
         writes, reads = self.held.take_free(self.machine.intents)
         for call in writes:
             self.held.has_freed = True
-            self.enqueue(call)
+            self._queue(call)
         for call in reads:
             self._answer_read(call, None)
 

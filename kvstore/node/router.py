@@ -28,7 +28,7 @@ from kvstore.types import LogIndex, NodeId, ShardId, node_of
 from kvstore.wire import peer
 
 REMEMBERED_FORWARDS = 8192
-"""Forwarded writes without identity whose ids are kept, so that a repeated frame is not a second write."""
+"""Forwarded writes whose ids are kept, so that a repeated frame is not a second write."""
 
 WAIT_SLICE_S = 5.0
 """A waiting read waits at most so long at another node before it is sent there again."""
@@ -359,7 +359,8 @@ class Router:
     # ---- forwarded operations --------------------------------------------------------------------
 
     def _on_forward_write(self, node: NodeId, message: peer.ForwardWrite) -> None:
-        if not message.identified and not self._is_first(node, message.id):
+        # Also where repeating is harmless: "not applied", said of one copy, must hold for the other.
+        if not self._is_first(node, message.id):
             return
         deadline = self._now() + message.timeout_ms / 1000
         done = self._replier(node, message.id, lambda answer: (answer.result, answer.clock_ms))

@@ -11,8 +11,9 @@ What must hold whatever is lost:
 - Each try is a transaction of its own, with an id that no other has, and begins when the one before is dead.
 - A request with an identity is found again by its session: a shard that has carried it out answers every
   later prepare with the result (pitfall 32).
-- A prepare never waits while it holds keys, so that no two can wait for each other. From the third try on,
-  shards are asked one after another in ascending order, and the first may wait.
+- No two wait for each other. The first tries ask all shards at once and never wait. From the third on, shards
+  are asked one after another in ascending order, and each may let the prepare wait: whoever waits holds keys
+  of lower shards only, so a circle would need a shard that is lower than itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from kvstore.node.calls import Answer
 from kvstore.node.flow import Promise, gather, spawn
 from kvstore.node.runtime import Runtime
 from kvstore.store import commands, txn_commands
-from kvstore.store.results import IDENTITY_MISMATCH, OK, REFUSED, error_of, is_of_txn
+from kvstore.store.results import IDENTITY_MISMATCH, LOCKED, OK, REFUSED, error_of, is_of_txn
 from kvstore.store.transactions import COMMITTED, EARLIER, UNDER_WAY, YES, Outcome, outcome_of
 from kvstore.types import ShardId
 
@@ -277,7 +278,7 @@ class Transactions:
             return dict(zip(shards, await gather(asked), strict=True))
         votes: dict[ShardId, Vote] = {}
         for number, shard in enumerate(shards):
-            vote = votes[shard] = await ask(number, waits=number == 0)
+            vote = votes[shard] = await ask(number, waits=True)
             if not vote.says(YES):
                 break
         return votes
@@ -328,9 +329,9 @@ class Transactions:
             return self._done(plan, results, [vote.answer for vote in votes.values() if vote.answer], True)
         for vote in () if is_doubtful else votes.values():
             if vote.answer is None:
-                if isinstance(vote.error, NotApplied):
+                if isinstance(vote.error, NotApplied) and not isinstance(vote.error, TxnConflict):
                     raise vote.error
-            elif vote.result[0] not in (OK, REFUSED):
+            elif vote.result[0] not in (OK, REFUSED, LOCKED):
                 refusal = error_of(vote.result)
                 assert refusal is not None, "a refusal without an error"
                 raise refusal

@@ -235,6 +235,21 @@ class Intents:
         return frozenset(lock.holders[0] for lock in held if lock is not None and lock.is_exclusive)
 
 
+def keys_of(ops: Iterable[commands.Op]) -> tuple[set[bytes], set[bytes]]:
+    """Keys that a command would hold together with others, and alone, as far as its ops name them."""
+    shared: set[bytes] = set()
+    exclusive: set[bytes] = set()
+    for op in ops:
+        parts = _PARTS.get(op[0])
+        if parts is not None:
+            read, written = lock_sets(*op[parts])
+            shared.update(read)
+            exclusive.update(written)
+        elif op[0] in _KEYED:
+            exclusive.add(op[1])
+    return shared, exclusive
+
+
 def lock_sets(compares: list[Any], then: list[Any], otherwise: list[Any]) -> tuple[list[bytes], list[bytes]]:
     """Keys that a transaction must hold together with others, and alone; both sorted."""
     read = {compare[0] for compare in compares}
@@ -243,6 +258,10 @@ def lock_sets(compares: list[Any], then: list[Any], otherwise: list[Any]) -> tup
         (read if op[0] == txn_commands.GET else written).add(op[1])
     return sorted(read - written), sorted(written)
 
+
+_PARTS: Final = {txn_commands.TXN: slice(1, 4), txn_commands.PREPARE: slice(4, 7)}
+"""Where an op has its compares and branches."""
+_KEYED: Final = frozenset((commands.PUT, commands.DELETE, commands.INCR))
 
 Touches = Callable[[Intents, "Draft | None", commands.Op], bool]
 

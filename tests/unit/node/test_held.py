@@ -8,7 +8,7 @@ from kvstore.errors import KvError, Overloaded, TxnConflict
 from kvstore.node import held
 from kvstore.node.calls import Call, Stage
 from kvstore.node.held import HeldCalls
-from kvstore.store import MemoryEngines, commands
+from kvstore.store import MemoryEngines, commands, txn_commands
 from kvstore.store.intents import Intents, Lock, Pending
 from kvstore.types import ShardId
 from tests.support.sim_files import SimFiles
@@ -140,3 +140,38 @@ def test_other_leader_gets_the_writes_and_reads_stay() -> None:
     assert waiting.take_writes() == [write]
     assert list(waiting) == [read]
     assert waiting.take_reads() == [read]
+
+
+# --- claims: who waits comes first
+
+
+def prepare(key: bytes, told: Told, *, waits: bool, is_read: bool = False) -> Call:
+    ops = [[txn_commands.GET, key]] if is_read else [commands.put(key, b"")]
+    op = txn_commands.prepare(b"u", 9, [[0, 9]], ([], ops, []), waits=waits)
+    return Call(SHARD, commands.encode(None, [op]), 10.0, told, identified=True)
+
+
+def test_prepare_stands_back_for_whoever_waits_for_its_key(intents: Intents) -> None:
+    waiting, told = HeldCalls(), Told()
+    assert not waiting.must_stand_back(prepare(b"a", Told(), waits=False)), "nobody waits yet"
+    waiting.hold_write(put(b"a", Told()))
+    assert not waiting.must_stand_back(prepare(b"b", Told(), waits=False))
+    assert waiting.must_stand_back(prepare(b"a", told, waits=False))
+    assert isinstance(told.error, TxnConflict)
+    assert not waiting.must_stand_back(put(b"a", Told())), "a single write holds nothing"
+
+
+def test_prepare_that_may_wait_queues_behind_who_came_first(intents: Intents) -> None:
+    waiting, first, second = HeldCalls(), put(b"a", Told()), prepare(b"a", Told(), waits=True)
+    waiting.hold_write(first)
+    assert waiting.must_stand_back(second)
+    let_go(intents)
+    assert waiting.take_free(intents) == ([first], []), "the second would take the key away"
+    assert waiting.take_free(intents) == ([second], [])
+
+
+def test_readers_of_a_key_do_not_stand_back_for_readers(intents: Intents) -> None:
+    waiting, first = HeldCalls(), prepare(b"a", Told(), waits=True, is_read=True)
+    waiting.hold_write(first)
+    assert not waiting.must_stand_back(prepare(b"a", Told(), waits=False, is_read=True))
+    assert waiting.must_stand_back(prepare(b"a", Told(), waits=False))

@@ -10,6 +10,7 @@ import pytest
 from kvstore.errors import DiskFull, NoLeader, OutcomeUnknown, ReadTimeout, WrongRoute
 from kvstore.node import router as router_module
 from kvstore.node.calls import Answer, Call, Stage
+from kvstore.node.replica import ReplicaLimits
 from kvstore.node.router import INDEX_RETRY_S, Router
 from kvstore.raft import Core
 from kvstore.store import commands
@@ -159,14 +160,18 @@ class TestWrites:
         group.run(0.1)
         assert count(group) == 2, "ids are per sender"
 
-    def test_a_repeated_frame_with_identity_is_answered_again(self, group: HostGroup) -> None:
+    def test_a_repeated_frame_with_identity_is_no_second_try(self, group: HostGroup) -> None:
+        """Of two copies one may be refused and the other done: the caller would be told that nothing was."""
         replies = sent(group, peer.ForwardReply)
         command = commands.encode(Identity(b"session", 1), [INCR])
-        for _ in range(2):
-            group.deliver(N2, N1, peer.ForwardWrite(78, SHARD, command, True, 1000))
-            group.run(0.1)
-        assert [reply.error for reply in replies] == [None, None]
-        assert count(group) == 1
+        group[N1].replica().limits = ReplicaLimits(queue_ops_max=0)
+        group.deliver(N2, N1, peer.ForwardWrite(78, SHARD, command, True, 1000))
+        group.run(0.1)
+        group[N1].replica().limits = ReplicaLimits()
+        group.deliver(N2, N1, peer.ForwardWrite(78, SHARD, command, True, 1000))
+        group.run(0.1)
+        assert [reply.error for reply in replies] == ["overloaded"]
+        assert count(group) == 0
 
     def test_only_so_many_ids_are_remembered(self, group: HostGroup, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(router_module, "REMEMBERED_FORWARDS", 3)
