@@ -58,6 +58,8 @@ ANSWER_SHARE = 0.9
 """Part of an attempt's time that the server may use, so that its own verdict arrives before ours."""
 WAIT_ANSWER_S = 5.0
 """What the deadline of a request that waits must have beyond the wait, for the server to wait that long."""
+CONTACT_S_MIN = 0.9
+"""A request that waits, and fails only after so long, had come to a node that was there."""
 REFRESH_S_MAX = 1.0
 WRONG_ROUTES_MAX = 3
 """After that many 421 in one call the epoch is left out, and whoever is asked proxies."""
@@ -192,6 +194,8 @@ class _Execution(Generic[T]):
         self.dice = start.dice
         self.deadline = start.now + timeout_s
         self.wait_until = start.now + call.wait_s
+        self.contact_at = start.now
+        """When a node was last known to work on this."""
         self.timeout_count = 0
         self.round_count = 0
         self.refusal_count = 0
@@ -224,6 +228,8 @@ class _Execution(Generic[T]):
                 is_direct = self.shard is not None and address == self.routes.leader_of(self.shard)
                 attempt_s = self.attempt_s()
                 event = yield Send(address, self.request(is_direct, attempt_s), attempt_s)
+                if event.reply is not None or event.now - self.now > CONTACT_S_MIN:
+                    self.contact_at = event.now
                 self.now, self.dice = event.now, event.dice
                 try:
                     return self.settle(address, event)
@@ -454,7 +460,10 @@ class _Execution(Generic[T]):
     # The end.
 
     def is_over(self) -> bool:
-        return self.deadline - self.now < LAST_ATTEMPT_S_MIN
+        if self.deadline - self.now < LAST_ATTEMPT_S_MIN:
+            return True
+        # A long wait is no reason to knock for as long at doors that nobody opens.
+        return self.call.wait_s > 0 and self.now - self.contact_at > self.timeout_s - self.call.wait_s
 
     def give_up_if_over(self) -> None:
         if not self.is_over():

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from weakref import WeakSet
 
 from kvstore.client.exchange import Failure, Fault, Open, Reply, Request, Send
 
@@ -29,6 +30,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._idle: dict[str, list[_Connection]] = {}
+        self._streams: WeakSet[Stream] = WeakSet()
         self._lock = threading.Lock()
         self.is_closed = False
 
@@ -36,6 +38,9 @@ class Pool:
         with self._lock:
             self.is_closed = True
             idle, self._idle = self._idle, {}
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
         for connections in idle.values():
             for connection in connections:
                 connection.close()
@@ -85,7 +90,7 @@ class Pool:
         try:
             response = _ask(connection, opening.request, deadline)
             if response.status == 200:
-                return Reply(200, _headers(response), b""), Stream(connection, held, response)
+                return Reply(200, _headers(response), b""), self._keep(Stream(connection, held, response))
             reply = _read(connection, response, deadline)
         except TimeoutError:
             connection.close()
@@ -98,6 +103,13 @@ class Pool:
             raise
         self._give_back(opening.address, connection)
         return reply, None
+
+    def _keep(self, stream: Stream) -> Stream:
+        with self._lock:
+            self._streams.add(stream)
+        if self.is_closed:
+            stream.close()
+        return stream
 
     def _take(self, address: str) -> _Connection | None:
         oldest = time.monotonic() - IDLE_S_MAX

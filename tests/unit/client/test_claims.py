@@ -271,3 +271,22 @@ def test_nobody_reachable_is_not_a_lock() -> None:
 def _go_on(stage: Stage, answer: Callable[[], None]) -> None:
     while True:
         stage.wake() if isinstance(stage.effect, Sleep) else answer()
+
+
+def test_a_long_wait_does_not_knock_for_as_long_at_closed_doors() -> None:
+    stage = acquiring(wait_s=100.0, timeout_s=3.0)
+    with pytest.raises(Unavailable):
+        _go_on(stage, stage.fail)
+    assert stage.now < 5.0
+
+
+def test_a_long_wait_survives_nodes_that_die_in_the_middle_of_it() -> None:
+    stage = acquiring(wait_s=100.0, timeout_s=3.0)
+    for _ in range(4):
+        stage._answer(10.0, failure=Failure(Fault.LOST, "scripted"))
+        stage.fail()
+        while isinstance(stage.effect, Sleep):
+            stage.wake()
+    stage.reply(200, {"token": "t", "fence": 7, "ttl_ms": 9000})
+    claimed, _ = _renew_if_asked(stage)
+    assert claimed == Claimed("t", 7)

@@ -139,6 +139,29 @@ def test_a_watch_ends_when_another_thread_closes_it(kv: Client) -> None:
         assert list(watch) == []
 
 
+def test_a_watch_ends_when_its_client_is_closed(kv: Client) -> None:
+    watch = kv.watch(prefix="")
+    watch.begin()
+    threading.Timer(0.1, kv.close).start()
+    begun = time.monotonic()
+    with pytest.raises(Unavailable):
+        next(watch)
+    assert time.monotonic() - begun < 10.0
+
+
+async def test_a_watch_that_is_left_closes_its_connection(cluster: FakeCluster) -> None:
+    async with AsyncClient(*cluster.endpoints) as kv:
+        await kv.put("a", "1")
+        watch = kv.watch(prefix="", snapshot=True)
+        async for _ in watch:
+            break
+        await watch.begin()
+        watch.close()
+        assert [change async for change in watch] == []
+    with pytest.raises(Unavailable):
+        await kv.watch(prefix="").begin()
+
+
 def test_a_watch_can_show_that_it_lives(kv: Client, cluster: FakeCluster) -> None:
     cluster.coordination.progress_s = 0.05
     with kv.watch(prefix="quiet/", progress=True, timeout=10.0) as watch:
