@@ -14,11 +14,11 @@ newest record is never removed, so there is always something to read at.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 from kvstore.store import keys, records
 from kvstore.store.draft import Draft
-from kvstore.store.records import LoggedChange
+from kvstore.store.records import ChangeHead, Logged
 
 CHANGES_PER_ENTRY: Final = 64
 """Changes forgotten per entry, besides twice as many as it made: enough to catch up under any load."""
@@ -28,23 +28,32 @@ _RECORDS_KEPT: Final = 1024
 changes each, all that a shard keeps by default."""
 
 
+class _Record(NamedTuple):
+    key: bytes
+    first_revision: int
+    head: ChangeHead
+
+
 class Compaction:
     def __init__(self) -> None:
-        self._oldest: deque[LoggedChange] = deque()
+        self._oldest: deque[_Record] = deque()
         """The oldest records, without a gap."""
 
     def reset(self) -> None:
         """Forget what is at hand."""
         self._oldest.clear()
 
-    def step(self, draft: Draft, logged: LoggedChange | None) -> None:
+    def step(self, draft: Draft, logged: Logged | None) -> None:
         """Forget what the limits no longer keep. `logged` is what the entry at hand has written to the
         change log."""
         budget = CHANGES_PER_ENTRY
         if logged is not None:
-            budget += 2 * logged.head.change_count
-            if self._is_followed_by(logged) and len(self._oldest) < _RECORDS_KEPT:
-                self._oldest.append(logged)
+            key, first_revision, clock_ms, last_revision, count, others = logged
+            budget += 2 * count
+            known = self._oldest
+            # Only if all records up to this one are at hand.
+            if known and known[-1].head.last_revision + 1 == first_revision and len(known) < _RECORDS_KEPT:
+                known.append(_Record(key, first_revision, ChangeHead(clock_ms, last_revision, count, others)))
         while budget > 0:
             if len(self._oldest) < 2 and not self._read_ahead(draft):
                 return
@@ -60,10 +69,6 @@ class Compaction:
             budget -= oldest.head.change_count
             self._oldest.popleft()
 
-    def _is_followed_by(self, logged: LoggedChange) -> bool:
-        """Whether all records up to this one are at hand."""
-        return bool(self._oldest) and self._oldest[-1].head.last_revision + 1 == logged.first_revision
-
     def _read_ahead(self, draft: Draft) -> bool:
         """Have the two oldest records at hand; False if there are not two."""
         start = keys.CHANGE
@@ -74,7 +79,7 @@ class Compaction:
             start = last.key + b"\x00"
         for key, record in draft.scan(start, keys.CHANGE_END):
             first_revision = int.from_bytes(key[1:], "big")
-            self._oldest.append(LoggedChange(key, first_revision, records.unpack_change_head(record)))
+            self._oldest.append(_Record(key, first_revision, records.unpack_change_head(record)))
             if len(self._oldest) >= _RECORDS_AHEAD:
                 break
         return len(self._oldest) >= 2

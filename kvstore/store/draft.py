@@ -25,8 +25,7 @@ from kvstore.store.records import (
     CHANGE_FIELDS,
     INLINE_BYTES_MAX,
     SAME_REVISION,
-    ChangeHead,
-    LoggedChange,
+    Logged,
     Meta,
 )
 
@@ -182,14 +181,13 @@ class Draft:
         if value is not None:
             yield key, value
 
-    def close_changes(self) -> LoggedChange | None:
+    def close_changes(self) -> Logged | None:
         """Write the entry's record in the change log, if it has changed something."""
         logged = None
         if self.changes:
             key, count = keys.change(self._first_revision), len(self.changes) // CHANGE_FIELDS
             self.writes[key] = records.pack_change(self.clock_ms, self.revision, self.others, self.changes)
-            head = ChangeHead(self.clock_ms, self.revision, count, self.others)
-            logged = LoggedChange(key, self._first_revision, head)
+            logged = (key, self._first_revision, self.clock_ms, self.revision, count, self.others)
             self.changes = []
             self.others = []
         self._first_revision = self.revision + 1

@@ -103,12 +103,8 @@ class ChangeHead(NamedTuple):
     others: list[bytes]
 
 
-class LoggedChange(NamedTuple):
-    """A record of the change log, without the changes."""
-
-    key: bytes
-    first_revision: int
-    head: ChangeHead
+Logged = tuple[bytes, int, int, int, int, list[bytes]]
+"""A record of the change log: its key, its first revision, the fields of its head."""
 
 
 class Change(NamedTuple):

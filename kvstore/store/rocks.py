@@ -26,6 +26,8 @@ from kvstore.files import Files
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
+_FEW: Final = 16
+"""Writes of so many records are not worth preparing."""
 _FULL_SIGNS: Final = ("No space left", "Disk quota exceeded", "NoSpace")
 _FAILED_WRITE: Final = re.compile(
     r"while (f?datasync|fsync|sync|msync|append|p?write|writing|renam|mkdir|creat|link|unlink|lock|reopen"
@@ -87,14 +89,20 @@ class RocksEngine:
 
     def write(self, writes: Mapping[bytes, bytes | None]) -> None:
         batch = WriteBatch(raw_mode=True)
-        removed = [key for key, value in writes.items() if value is None]
-        if removed:
-            writes = dict(writes)
-            for key in removed:
+        put = batch.put
+        if len(writes) <= _FEW:
+            for key, value in writes.items():
+                if value is not None:
+                    put(key, value)
+                else:
+                    batch.delete(key)
+        else:
+            kept = dict(writes)
+            for key in [key for key, value in writes.items() if value is None]:
                 batch.delete(key)
-                del writes[key]
-        # No line of Python per record: 0.2 us each instead of 0.45.
-        deque(starmap(batch.put, writes.items()), maxlen=0)
+                del kept[key]
+            # No line of Python per record: 0.2 us each instead of 0.45.
+            deque(starmap(put, kept.items()), maxlen=0)
         try:
             self._database.write(batch)
         except Exception as error:
