@@ -572,8 +572,11 @@ class Faults:
         leader = self.cluster.leader_of(shard)
         if leader is None:
             return Configuration()
-        configuration = leader.node.host.replicas[shard].core.configuration
-        return configuration if configuration.is_joint or configuration.learners else None
+        core = leader.node.host.replicas[shard].core
+        configuration = core.configuration
+        is_settled = core.has_committed_in_term and not core.log.unapplied_configurations
+        is_whole = not configuration.is_joint and not configuration.learners
+        return None if is_settled and is_whole else configuration
 
     def _mend(self) -> None:
         """The operator: asks for rebuilds of what is quarantined, and gives votes back in the end."""
