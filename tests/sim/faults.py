@@ -562,8 +562,14 @@ class Faults:
 
     @property
     def is_mended(self) -> bool:
-        """Every replica is hosted, votes, and no change of members is under way."""
-        return self.rotten is None and not any(self._unfinished(shard) for shard in self._shards())
+        """Every replica is hosted, votes, and no change of members is under way, nor unknown to any."""
+        if self.rotten is not None or any(self._unfinished(shard) for shard in self._shards()):
+            return False
+        known: dict[ShardId, set[Configuration]] = {}
+        for process in self.cluster.processes.values():
+            for replica in process.replicas():
+                known.setdefault(replica.shard, set()).add(replica.core.configuration)
+        return all(len(configurations) == 1 for configurations in known.values())
 
     def _shards(self) -> list[ShardId]:
         return [ShardId(number) for number in range(self.cluster.config.shards)]
