@@ -27,6 +27,8 @@ READER_TIMEOUT_S = 0.8
 BITE_S = 15.0
 """How much longer a fault may last if nobody has run into it."""
 BITE_PAUSE_S = 0.25
+RECOVERY_S = 30.0
+"""The longest wait between faults for operations to succeed again; mostly they have never ceased to."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,6 +214,7 @@ class _Run:
             self._dice.shuffle(begun)
             for nemesis, fault in begun:
                 self._end(nemesis, fault)
+            await self._wait_for_life()
             await asyncio.sleep(self._dice.uniform(*plan.pause_s))
 
     async def _begin(self, nemesis: Nemesis) -> Fault | None:
@@ -230,6 +233,14 @@ class _Run:
     async def _wait_for_bites(self, begun: list[tuple[Nemesis, Fault]]) -> None:
         for _ in range(int(BITE_S / BITE_PAUSE_S)):
             if await asyncio.to_thread(lambda: all(nemesis.has_bitten(fault) for nemesis, fault in begun)):
+                return
+            await asyncio.sleep(BITE_PAUSE_S)
+
+    async def _wait_for_life(self) -> None:
+        """A cluster that is struck down again before it has got up shows nothing but that."""
+        first = len(self._history.operations)
+        for _ in range(int(RECOVERY_S / BITE_PAUSE_S)):
+            if self._done_since(first) >= self._plan.clients:
                 return
             await asyncio.sleep(BITE_PAUSE_S)
 
