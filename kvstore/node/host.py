@@ -21,6 +21,7 @@ from kvstore.errors import Corrupt, DiskFailed, DiskFull, Fatal
 from kvstore.node.beats import Beats
 from kvstore.node.clocks import ShardClocks
 from kvstore.node.log_writer import DISK_FULL_RETRY_S, AppendsRecords, LogWriter, Promise
+from kvstore.node.patience import Patience
 from kvstore.node.replica import Replica
 from kvstore.node.runtime import Lane, Runtime, Transport
 from kvstore.raft.messages import AppendRequest, Heartbeat, Message, Ready, SnapshotOffer
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 
 NOTICE_S = 0.005
 """How long a follower may wait to be told a commit, if nothing else is sent to it meanwhile."""
+
+
+PATIENCE_TICKS = 5
+"""The loop is late now and then: the disk is judged as if it looked once in so many ticks."""
 
 
 class HostSettings(msgspec.Struct, frozen=True):
@@ -73,6 +78,7 @@ class Host:
         self.damaged_replicas: dict[ShardId, ReplicaId] = {}
         """The quarantined ones, of which the peers must be told."""
         self.log = LogWriter(runtime, wal, self._on_synced, self._on_log_failure, settings.inline_sync_s)
+        self._patience = Patience(settings.disk_dead_s, PATIENCE_TICKS * settings.tick_s)
         self.clocks = ShardClocks(self)
         self.beats = Beats(self)
         self.on_message: dict[type, Callable[[NodeId, Any], None]] = {
@@ -433,7 +439,7 @@ class Host:
 
     def _watch_disk(self, now: float) -> None:
         busy_s = self.log.busy_s(now)
-        if busy_s > self.settings.disk_dead_s and not self.log.is_disk_full:
+        if self._patience.is_over(busy_s) and not self.log.is_disk_full:
             self.fail(Fatal(f"the disk has not finished a log write for {busy_s:.0f} s"))
         elif busy_s > self.settings.disk_stalled_s:
             for replica in self.replicas.values():

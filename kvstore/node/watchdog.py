@@ -11,6 +11,8 @@ import os
 import threading
 from collections.abc import Callable
 
+from kvstore.node.patience import Patience
+
 log = logging.getLogger(__name__)
 
 
@@ -18,12 +20,13 @@ def watch_log(busy_s: Callable[[], float], limit_s: float, period_s: float = 1.0
     """Start a daemon thread that exits the process, code 1, once `busy_s()` passes `limit_s`."""
 
     never = threading.Event()
+    patience = Patience(limit_s, period_s)
 
     def watch() -> None:
         # Not time.sleep: it fails where libfaketime moves the wall clock (tests do).
         while not never.wait(period_s):
             seconds = busy_s()
-            if seconds > limit_s:
+            if patience.is_over(seconds):
                 log.critical("the disk has not finished a log write for %.0f s: this process exits", seconds)
                 os._exit(1)
 
