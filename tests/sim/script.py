@@ -8,6 +8,7 @@ until the answer is there; `send` lets it go on in the background.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -292,6 +293,16 @@ class Script:
 
 def _header_names(headers: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+_numbers = count(1 << 50)
+
+
+def unremembered(message: peer.PeerMessage) -> peer.PeerMessage:
+    """A copy of a forwarded write that its target does not know for one: the node was started anew since, or
+    has forwarded thousands meanwhile."""
+    assert isinstance(message, peer.ForwardWrite)
+    return msgspec.structs.replace(message, id=next(_numbers))
 
 
 def with_timeouts(**values: Any) -> Edit:

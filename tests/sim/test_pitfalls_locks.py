@@ -21,7 +21,7 @@ from kvstore.store.lock_queue import Queue
 from kvstore.types import NodeId
 from kvstore.wire import peer
 from tests.sim.guards import Remove
-from tests.sim.script import N1, N2, N3, Pending, Script
+from tests.sim.script import N1, N2, N3, Pending, Script, unremembered
 
 NAME = b"_locks/jobs"
 PATH = "/v1/locks/jobs"
@@ -98,7 +98,7 @@ def a_late_copy_of_a_waiter_s_request_arrives() -> None:
     release(script, N1, held["token"])
     for _ in range(8):
         for message in copies:
-            script.network.inject(N2, N1, message)
+            script.network.inject(N2, N1, unremembered(message))
         script.run(2.0)
         assert holder(script) is None, "a request that nobody waits for took the lock"
     take(script, N3)

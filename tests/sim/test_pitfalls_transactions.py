@@ -20,7 +20,7 @@ from kvstore.store.sessions import Sessions
 from kvstore.types import NodeId
 from kvstore.wire import peer
 from tests.sim.bank import OPENING, Bank, get, incr, put
-from tests.sim.script import N1, N2, N3, Pending
+from tests.sim.script import N1, N2, N3, Pending, unremembered
 
 Remove = Callable[[pytest.MonkeyPatch], None]
 NODES = (N1, N2, N3)
@@ -109,8 +109,8 @@ def copies_of_the_prepares_arrive_minutes_later() -> None:
     assert not any(
         key.startswith(b"p") for key, _ in script.replica(N1, 0).machine._engine.scan(b"p", b"q")
     ), "what was carried out is forgotten"
-    for late in copies:
-        script.network.inject(*late)
+    for source, target, message in copies:
+        script.network.inject(source, target, unremembered(message))
     script.run(0.5)
     held = bank.open_intents()
     script.run(10.0)
