@@ -12,19 +12,16 @@ from collections.abc import Callable
 from random import Random
 
 from kvstore.errors import InvalidArgument
-from kvstore.files import join
 from kvstore.raft import NotLeader, ProposalDropped
 from kvstore.raft.membership import Change
 from kvstore.raft.messages import Configuration
 from kvstore.types import META_SHARD, NodeId, ShardId, Term, node_of
-from kvstore.wal.batch import nonce_of, starts
-from kvstore.wal.segment import HEADER_BYTES, number_of
 from tests.sim.ambush import Ambush
 from tests.sim.cluster import DATA, Process, SimCluster
-from tests.support.sim_files import Crashed, SimFiles
+from tests.sim.rot import WAL, rot_place
+from tests.support.sim_files import Crashed
 
 Link = tuple[NodeId, NodeId]
-WAL = join(DATA, "wal")
 MEND_S = 1.0
 HURRY_S = 0.8
 RIVAL_S = 3.5
@@ -378,33 +375,13 @@ class Faults:
         process = self._any_process()
         if self.rotten is not None or process is None:
             return "nothing"
-        place = self._rot_place(self.cluster.machines[process.name].files)
+        place = rot_place(self.cluster.machines[process.name].files, self.dice)
         if place is None:
             return "nothing"
         self.rotten = process.name
         self.end(process, power_loss=False)
         self.cluster.machines[process.name].files.flip(*place)
         return "rot"
-
-    def _rot_place(self, files: SimFiles) -> tuple[str, int] | None:
-        """Any byte of any batch but the last two of the log: what follows proves that it was whole once."""
-        if not files.exists(WAL):
-            return None
-        found: list[tuple[str, int]] = []
-        for name in files.list(WAL):
-            number = number_of(name)
-            if number is None:
-                continue
-            path = join(WAL, name)
-            content = files.read(path)
-            begun = list(starts(content, HEADER_BYTES, nonce_of(content, HEADER_BYTES)))
-            found += [(path, offset) for offset in begun]
-        if len(found) < 4:
-            return None
-        path, offset = self.dice.choice(found[:-2])
-        later = [each for where, each in found if where == path and each > offset]
-        end = later[0] if later else offset + 64
-        return path, self.dice.randrange(offset, end)
 
     # ---- leaders and members ---------------------------------------------------------------------
 
