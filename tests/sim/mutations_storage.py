@@ -279,7 +279,7 @@ def freed_by_local_flush() -> Iterator[None]:
     ) -> None:
         if id(self._engine) in flushed:
             flushed.discard(id(self._engine))
-            acked_below = sequence
+            acked_below = sequence + 1
         settle(self, draft, session_id, session, acked_below, sequence)
 
     with patch.object(Sessions, "_settle", by_flush), patch.object(MemoryEngine, "flush", noted):
