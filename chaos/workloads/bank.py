@@ -16,6 +16,7 @@ OPENING = 100
 ACCOUNTS_PER_SHARD = 2
 TRIES = 600
 """Keys tried in search of accounts for every shard."""
+SPREADS = 3
 ROUTES_S = 0.5
 """How old the knowledge of who leads what may be."""
 JSON = {"Content-Type": "application/json"}
@@ -50,6 +51,9 @@ class Bank(Workload):
         ops = [{"op": "put", "key": key, "value": str(balance)} for key, balance in accounts.items()]
         opened = await self._txn(caller, "open", {"accounts": accounts}, ops, OPENING)
         assert opened.outcome == "ok", f"the accounts could not be opened: {opened.error}"
+        for _ in range(SPREADS):
+            self._asked_at = -ROUTES_S
+            await self._learn_leaders(caller)
 
     async def step(self, caller: Caller) -> None:
         if caller.dice.random() < 0.15:
@@ -134,15 +138,30 @@ class Bank(Workload):
         self._asked_at = now
         try:
             shards = (await self._ask(caller, "/v1/routes"))["shards"]
+            self._leaders = {int(shard["id"]): shard["leader"] for shard in shards}
+            await self._spread(caller)
         except (Lost, NotSent, KeyError):
             return
-        self._leaders = {int(shard["id"]): shard["leader"] for shard in shards}
+
+    async def _spread(self, caller: Caller) -> None:
+        """Nodes that come back lead nothing: hand them some of what another leads."""
+        nodes = (await self._ask(caller, "/v1/nodes"))["nodes"]
+        led = {node["id"]: 0 for node in nodes if node["up"]}
+        for leader in self._leaders.values():
+            if leader in led:
+                led[leader] += 1
+        most, least = max(led, key=led.__getitem__), min(led, key=led.__getitem__)
+        own = [shard for shard, leader in self._leaders.items() if leader == most]
+        for shard in own[: (led[most] - led[least]) // 2]:
+            body = json.dumps({"to": least}).encode()
+            await self._ask(caller, f"/v1/shards/{shard}/transfer", "POST", body)
+            self._leaders[shard] = least
 
     @staticmethod
-    async def _ask(caller: Caller, target: str) -> dict[str, Any]:
+    async def _ask(caller: Caller, target: str, method: str = "GET", body: bytes = b"") -> dict[str, Any]:
         connection = caller.connect()
         try:
-            reply = await connection.request("GET", target, {}, b"", 2.0)
+            reply = await connection.request(method, target, JSON if body else {}, body, 2.0)
         finally:
             connection.close()
         told: dict[str, Any] = json.loads(reply.body)
