@@ -7,7 +7,7 @@ Not planted: 4 (a TTL that starts anew with a leader). The workload has no keys 
 nothing would see it; `test_pitfalls_time.py` does.
 """
 
-from tests.sim import mutations_locks, mutations_raft, mutations_storage, mutations_time
+from tests.sim import mutations_locks, mutations_raft, mutations_storage, mutations_time, mutations_txn
 from tests.sim.plant import MUTATIONS, Mutation
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "mutations_raft",
     "mutations_storage",
     "mutations_time",
+    "mutations_txn",
 ]
