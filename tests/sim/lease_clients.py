@@ -131,7 +131,7 @@ class LeaseClient(Caller):
         def ahead(now: float) -> float:
             return sum(seconds for at, seconds in jumps if at <= now)
 
-        return check_lives(operations, ahead) + self._left_behind()
+        return [f"life {fault}" for fault in check_lives(operations, ahead) + self._left_behind()]
 
     def _left_behind(self) -> list[str]:
         """What should have gone by now, on a cluster that has been well for a while."""

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+from kvstore.node.lease_ends import LeaseEnds
 from kvstore.node.watch import positions
 from kvstore.node.watch.feed import Feed, Run
-from kvstore.store import apply, commands, expiry
+from kvstore.store import apply, commands, expiry, lease_commands, leases
 from kvstore.store.results import Result
 from tests.sim.plant import planted
 
@@ -27,6 +28,22 @@ def expires_early() -> Iterator[None]:
             draft.clock_ms -= AHEAD_MS
 
     with patch.dict(apply.APPLY, {commands.EXPIRE: early}):
+        yield
+
+
+@planted(43, "a lease that is kept alive dies by the deadline of its grant")
+def renewals_forgotten() -> Iterator[None]:
+    def renew(draft: Any, op: commands.Op) -> Result:
+        found = [leases.find(draft, lease_id) for lease_id in op[1]]
+        return [0, [None if lease is None else [lease.ttl_ms, lease.ttl_ms] for lease in found]]
+
+    with patch.dict(apply.APPLY, {lease_commands.RENEW: renew}):
+        yield
+
+
+@planted(43, "only who revokes a lease tells the shards of its keys; nobody follows up")
+def ends_not_followed_up() -> Iterator[None]:
+    with patch.object(LeaseEnds, "sweep", lambda self: None):
         yield
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from tests.sim.__main__ import run_seed
 from tests.sim.mutations import MUTATIONS, Mutation
 
-SEEN_FROM_OUTSIDE = ("not linearizable", "replicas of shard", "tablets of shard", "lock ", "watch ")
+SEEN_FROM_OUTSIDE = ("not linearizable", "replicas of shard", "tablets of shard", "lock ", "watch ", "life ")
 
 
 class Finding(NamedTuple):

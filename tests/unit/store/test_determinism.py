@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.raft.messages import Configuration, Entry
-from kvstore.store import Machine, StoreLimits, commands, lock_commands, sessions
+from kvstore.store import Machine, StoreLimits, commands, lease_commands, lock_commands, sessions
 from kvstore.store.commands import Identity, Op
 from kvstore.types import ReplicaId
 from tests.support.tablets import MakeTablet, Tablet
@@ -41,7 +41,9 @@ def random_timed_op(dice: random.Random, writer: Tablet) -> Op:
     """What ends by the clock, and what carries that out."""
     name, claim = b"_locks/%d" % dice.randrange(3), b"%016d" % dice.randrange(6)
     until_ms = writer.clock_ms + dice.choice([0, 5_000, 20_000])
-    match dice.randrange(6):
+    match dice.randrange(9):
+        case 6 | 7 | 8:
+            return random_lease_op(dice, writer)
         case 0 | 1:
             wait_ms = dice.choice([0, 3_000])
             return lock_commands.enter(name, claim, 1, ttl_ms=2_000, wait_ms=wait_ms, not_after_ms=until_ms)
@@ -53,6 +55,33 @@ def random_timed_op(dice: random.Random, writer: Tablet) -> Op:
             return commands.put(b"k%d" % dice.randrange(40), b"t", ttl_ms=dice.randrange(1, 9_000))
         case _:
             return commands.expire(writer.term, dice.choice([1, 100]))
+
+
+def random_lease_op(dice: random.Random, writer: Tablet) -> Op:
+    """Grants, ties and ends of few ids, of grants that exist and that do not."""
+    lease, generation = b"l%d" % dice.randrange(3), dice.randrange(1, 12)
+    match dice.randrange(9):
+        case 0 | 1:
+            return lease_commands.grant(lease, dice.randrange(1, 9_000))
+        case 2:
+            return lease_commands.renew([lease, b"l0"])
+        case 3:
+            return lease_commands.revoke(lease, generation)
+        case 4:
+            return lease_commands.attach(lease, generation, dice.randrange(4))
+        case 5:
+            grants = [[b"l%d" % dice.randrange(3), number, dice.choice((1, 2))] for number in (generation, 3)]
+            return lease_commands.ended(grants, dice.choice((1, 2, 100)))
+        case 6:
+            return lease_commands.shard_done([[generation, dice.choice((0, 1, 2, 3, (1 << 32) - 1))]])
+        case _:
+            options: dict[str, object] = {"lease": lease}
+            if dice.random() < 0.6:
+                until_ms = writer.clock_ms + dice.choice((0, 1_000, 70_000))
+                options |= {"lease_generation": generation, "lease_until_ms": until_ms}
+            if dice.random() < 0.3:
+                options["ttl_ms"] = dice.randrange(1, 9_000)
+            return [commands.PUT, b"k%d" % dice.randrange(40), b"tied", options]
 
 
 def random_log(seed: int, count: int, writer: Tablet) -> list[Entry]:
