@@ -34,6 +34,9 @@ WAIT_SLICE_S = 5.0
 """A waiting read waits at most so long at another node before it is sent there again."""
 WAIT_SLACK_S = 1.0
 
+DOUBT_S = 1.0
+"""Silence after which a node is no longer taken for the leader that it was heard to be."""
+
 INDEX_RETRY_S = 0.25
 """An index request unanswered for this long is asked again: reads repeat safely."""
 
@@ -46,6 +49,8 @@ class Forward(NamedTuple):
     node: NodeId
     due: float
     """No answer by then means that it will not come."""
+    doubt_at: float
+    """No answer by then: others had better be asked who leads."""
 
 
 class IndexAsk(NamedTuple):
@@ -287,13 +292,13 @@ class Router:
             return
         number = self._take_id()
         timeout_ms = max(1, int((call.deadline - self._now()) * 1000))
-        due = call.deadline
+        due, doubt_at = call.deadline, self._now() + DOUBT_S
         message: peer.PeerMessage
         if call.wait_until is not None:
             # A forward that got lost is noticed by the end of its slice.
             wait_s = min(call.wait_until - self._now(), WAIT_SLICE_S)
             wait_ms = max(0, int(wait_s * 1000))
-            due = min(due, self._now() + wait_s + WAIT_SLACK_S)
+            due = doubt_at = min(due, self._now() + wait_s + WAIT_SLACK_S)
             query = msgpack.packb(call.payload)
             message = peer.ForwardWait(number, call.shard, query, wait_ms, timeout_ms)
         elif call.is_write:
@@ -302,7 +307,7 @@ class Router:
         else:
             query = msgpack.packb(call.payload)
             message = peer.ForwardRead(number, call.shard, query, call.consistency or "", timeout_ms)
-        self._forwards[number] = Forward(call, node, due)
+        self._forwards[number] = Forward(call, node, due, doubt_at)
         self._host.post(node, Lane.APPEND, message)
 
     def _any_home(self, shard: ShardId) -> NodeId | None:
@@ -418,6 +423,8 @@ class Router:
             return
         call = forward.call
         if reply.error is None:
+            if call.consistency != "stale":
+                self._learn_leader(call.shard, forward.node)
             self._take_answer(call, reply.payload)
         elif reply.error == WrongRoute.code:
             call.stage = Stage.WAITING
@@ -473,7 +480,10 @@ class Router:
             otherwise(call)
 
     def _sweep_forwards(self, now: float) -> None:
-        for number, (call, node, due) in list(self._forwards.items()):
+        for number, (call, node, due, doubt_at) in list(self._forwards.items()):
+            if doubt_at <= now and self._hints.get(call.shard) == node:
+                # It may have stopped without anybody's link going down.
+                del self._hints[call.shard]
             if call.deadline <= now or call.done is None:
                 del self._forwards[number]
                 call.expire()

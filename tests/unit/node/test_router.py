@@ -273,6 +273,34 @@ class TestLinearizableReads:
         assert [forward.consistency for forward in forwards][:1] == ["linearizable"]
 
 
+class TestASilentLeader:
+    """A stopped process keeps its links; only its silence tells."""
+
+    @pytest.fixture
+    def group(self) -> HostGroup:
+        group = HostGroup(nodes=4, homes=3)
+        group.lead(N1)
+        assert group.read(NodeId("n4"), b"a").wait().value is None
+        assert group[NodeId("n4")].router.leader_node(SHARD) == N1
+        group[N1].runtime.paused_until = group.world.now + 3600
+        return group
+
+    def test_a_node_without_a_replica_finds_the_next_one(self, group: HostGroup) -> None:
+        lost = group.write(NodeId("n4"), commands.put(b"a", b"1"), timeout_s=1.5)
+        group.run(4.0)
+        assert lost.error is not None
+        group.write(NodeId("n4"), commands.put(b"a", b"2"), timeout_s=2.0).wait()
+        assert group[NodeId("n4")].router.leader_node(SHARD) in (N2, N3)
+
+    def test_what_waits_for_it_goes_to_the_next_one_too(self, group: HostGroup) -> None:
+        outcome = Outcome(group.world)
+        node = group[NodeId("n4")]
+        node.router.wait_then(SHARD, ["wait", b"a", 0], node.now + 20, node.now + 22, outcome)
+        group.run(4.0)
+        group.write(N2, commands.put(b"a", b"1")).wait()
+        assert value_of(outcome.wait(9.0)) == b"1"
+
+
 def _ask(group: HostGroup) -> int:
     """Leave one index request of n2 open; returns its number."""
     drop(group, peer.IndexRequest)
