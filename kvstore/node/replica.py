@@ -289,7 +289,7 @@ class Replica:
             entries.append(entry)
         self.machine.keeps_written = bool(self.parked)
         try:
-            results = self.machine.apply(entries)
+            results = self.machine.apply(entries, is_asked=bool(self.in_flight))
         except DiskFull:
             # Nothing is in: the same entries are applied again once there is space.
             self.committed.extendleft(reversed(entries))

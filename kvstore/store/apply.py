@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -29,8 +30,17 @@ APPLY: Final[dict[int, Callable[[Draft, commands.Op], Result]]] = {
 }
 
 
+NOWHERE: Final[deque[Result]] = deque(maxlen=0)
+"""For results that nobody asks for."""
+
+
 def apply_ops(draft: Draft, ops: list[commands.Op]) -> list[Result]:
     results: list[Result] = []
+    run_ops(draft, ops, results)
+    return results
+
+
+def run_ops(draft: Draft, ops: list[commands.Op], results: list[Result] | deque[Result]) -> None:
     position = 0
     while position < len(ops):
         op = ops[position]
@@ -42,4 +52,3 @@ def apply_ops(draft: Draft, ops: list[commands.Op]) -> list[Result]:
             raise Fatal(f"entry holds op {op[0]}, which this program does not know")
         results.append(apply(draft, op))
         position += 1
-    return results

@@ -26,7 +26,7 @@ import msgspec
 from kvstore.errors import Corrupt, DiskFull, Fatal
 from kvstore.raft.messages import CONFIGURATION, NORMAL, Configuration, Entry, SnapshotMeta
 from kvstore.store import commands, keys, mvcc, queries, records
-from kvstore.store.apply import apply_ops
+from kvstore.store.apply import NOWHERE, apply_ops, run_ops
 from kvstore.store.compaction import Compaction
 from kvstore.store.deadlines import Deadlines
 from kvstore.store.draft import Draft
@@ -134,8 +134,9 @@ class Machine:
         self.configuration = configuration
         self.is_empty = False
 
-    def apply(self, entries: Sequence[Entry]) -> list[list[CommandResult]]:
-        """Apply committed entries as one engine write; results per entry, per command.
+    def apply(self, entries: Sequence[Entry], *, is_asked: bool = True) -> list[list[CommandResult]]:
+        """Apply committed entries as one engine write; results per entry, per command. Unless `is_asked`
+        there may be fewer.
 
         Raises: DiskFull (may be repeated), Fatal (this replica must not go on).
         """
@@ -161,7 +162,7 @@ class Machine:
                 draft.term = entry.term
                 answers: list[CommandResult] = []
                 if payload is not None:
-                    answers = self._apply_commands(draft, payload)
+                    answers = self._apply_commands(draft, payload, is_asked=is_asked)
                 elif entry.kind == CONFIGURATION:
                     configuration = _decode_configuration(entry.payload)
                     draft.writes[keys.CONFIGURATION] = entry.payload
@@ -205,7 +206,7 @@ class Machine:
         self._failure = f"cannot apply {span} to {self._engine.directory}: {error!r}"
         raise (Corrupt if isinstance(error, Corrupt) else Fatal)(self._failure) from error
 
-    def _apply_commands(self, draft: Draft, payload: list[Any]) -> list[CommandResult]:
+    def _apply_commands(self, draft: Draft, payload: list[Any], *, is_asked: bool) -> list[CommandResult]:
         """`payload` is decoded whole, or its parts are `msgspec.Raw`."""
         parts = iter(payload) if type(payload[0]) is int else map(_decode, payload)
         draft.clock_ms = max(draft.clock_ms, next(parts))
@@ -218,8 +219,11 @@ class Machine:
             del command[0]
             if intents.locks and intents.meets(draft, command):
                 answers.append(intents.locked(command))
-            else:
+            elif is_asked:
                 answers.append(CommandResult(False, apply_ops(draft, command)))
+            else:
+                # Made and dropped at once: a follower would only keep them cold.
+                run_ops(draft, command, NOWHERE)
         self._compaction.step(draft, draft.close_changes())
         self._sessions.expire(draft)
         return answers

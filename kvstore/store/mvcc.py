@@ -7,6 +7,7 @@ something takes the next revision.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final
@@ -51,7 +52,9 @@ def heads_of(payloads: list[list[Any] | None]) -> list[bytes]:
     ]
 
 
-def apply_plain_puts(draft: Draft, ops: list[commands.Op], position: int, results: list[Result]) -> int:
+def apply_plain_puts(
+    draft: Draft, ops: list[commands.Op], position: int, results: list[Result] | deque[Result]
+) -> int:
     """The hot loop: a run of puts without options, from `position` on; gives the position behind it.
     Same effect as `_apply_put`, which a test compares."""
     writes, heads = draft.writes, draft.heads

@@ -137,9 +137,9 @@ class TestPass:
         sizes: list[int] = []
         apply = node.replica().machine.apply
 
-        def apply_and_count(entries: Sequence[Entry]) -> Any:
+        def apply_and_count(entries: Sequence[Entry], *, is_asked: bool) -> Any:
             sizes.append(sum(len(entry.payload) for entry in entries))
-            return apply(entries)
+            return apply(entries, is_asked=is_asked)
 
         node.replica().machine.apply = apply_and_count  # type: ignore[method-assign]
         writes = [group.write(N1, commands.put(b"k%d" % number, bytes(400))) for number in range(20)]
@@ -231,7 +231,7 @@ class TestFailures:
         node.host.on_halt = lambda replica, reason, *more: halted.append((replica, reason))
         broken = node.replica(0)
 
-        def fail(entries: Sequence[Entry]) -> Any:
+        def fail(entries: Sequence[Entry], *, is_asked: bool) -> Any:
             raise Fatal("bad block")
 
         broken.machine.apply = fail  # type: ignore[method-assign]
@@ -273,12 +273,12 @@ class TestFailures:
         machine = group[N1].replica().machine
         apply, tries = machine.apply, 0
 
-        def full_twice(entries: Sequence[Entry]) -> Any:
+        def full_twice(entries: Sequence[Entry], *, is_asked: bool) -> Any:
             nonlocal tries
             tries += 1
             if tries < 3:
                 raise DiskFull("no space")
-            return apply(entries)
+            return apply(entries, is_asked=is_asked)
 
         machine.apply = full_twice  # type: ignore[method-assign]
         assert result_of(group.write(N1, commands.put(b"a", b"1")).wait())[0] == 0

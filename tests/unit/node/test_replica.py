@@ -265,7 +265,7 @@ class TestApplying:
         callers = [desk.write(put(key=b"%d" % number))[1] for number in range(3)]
         desk.replica.propose_queue(0.0)
 
-        def full(machine: Machine, entries: Sequence[Entry]) -> list[list[CommandResult]]:
+        def full(machine: Machine, entries: Sequence[Entry], *, is_asked: bool) -> list[list[CommandResult]]:
             raise DiskFull("no space")
 
         with monkeypatch.context() as patch:
@@ -275,6 +275,24 @@ class TestApplying:
         assert not any(caller.is_done for caller in callers)
         desk.take()
         assert all(caller.answer for caller in callers)
+
+    def test_only_whoever_has_callers_asks_for_results(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        desk, asked = Desk(), []
+        apply = Machine.apply
+
+        def watch(machine: Machine, entries: Sequence[Entry], *, is_asked: bool) -> Any:
+            asked.append(is_asked)
+            return apply(machine, entries, is_asked=is_asked)
+
+        monkeypatch.setattr(Machine, "apply", watch)
+        desk.write(put())
+        desk.replica.propose_queue(0.0)
+        desk.take()
+        desk.write(put())
+        desk.replica.propose_queue(0.0)
+        desk.replica.in_flight.clear()
+        desk.take()
+        assert asked[-2:] == [True, False]
 
     def test_results_that_are_no_success_are_answers_too(self) -> None:
         desk = Desk()
