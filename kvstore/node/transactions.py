@@ -257,7 +257,7 @@ class Transactions:
         *,
         is_ordered: bool,
     ) -> dict[ShardId, Vote]:
-        """The votes of the shards that were asked: all, or when in order, up to the first that is no yes."""
+        """The votes of the shards that were asked: all, or when in order, up to the first no."""
         limits = [[shard, (self._router.clock_of(shard) or 0) + NOT_AFTER_MS] for shard in shards]
         whose = None
         if identity is not None:
@@ -279,7 +279,8 @@ class Transactions:
         votes: dict[ShardId, Vote] = {}
         for number, shard in enumerate(shards):
             vote = votes[shard] = await ask(number, waits=True)
-            if not vote.says(YES):
+            # Where an earlier try is over, the others have its result too, or will.
+            if not vote.says(YES) and not vote.says(EARLIER):
                 break
         return votes
 
