@@ -135,7 +135,7 @@ class Slow(LinkFault):
 
     def _choose(self) -> tuple[list[str], Links]:
         name = self._some()
-        rule = {"bytes_per_s": self.dice.choice([20_000, 100_000])}
+        rule = {"bytes_per_s": self.dice.choice([3_000, 15_000])}
         others = self._others(name)
         return [name], {(a, b): rule for other in others for a, b in ((name, other), (other, name))}
 
