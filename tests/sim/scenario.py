@@ -33,7 +33,7 @@ from tests.support.sim_files import Crashed
 FAULT_PHASE_S = 20.0
 START_S = 20.0
 HEAL_S = 40.0
-REST_S = 6.0
+REST_S = 10.0
 """Without clients, at the end: what is open comes to its end, logs are cut."""
 SEARCH_MAX = 400_000
 """Steps of the checker per group of keys, a second or two; what needs more counts as undecided."""
