@@ -20,6 +20,7 @@ import pytest
 from kvstore.client import (
     AsyncClient,
     Client,
+    Compacted,
     Expire,
     KvError,
     LeaseNotFound,
@@ -453,3 +454,30 @@ def test_kvctl_locks_watches_and_elects(cluster: LocalCluster, tmp_path: Path) -
     assert json.loads(kvctl("lease", "get", lease, "-o", "json").stdout)["keys"] == [{"key": "cli/c"}]
     assert kvctl("lease", "revoke", lease).returncode == 0
     assert kvctl("lease", "revoke", lease).returncode == 3
+
+
+@pytest.mark.timeout(150)
+def test_a_watch_that_comes_back_after_its_history_is_gone_is_told_all_that_is_there(tmp_path: Path) -> None:
+    history = {"history": {"revisions": 50, "minutes": 0}}
+    with served_cluster(tmp_path, shards=1, settings=history) as small, blocking(small) as kv:
+        with kv.watch(prefix="gone/", timeout=20.0) as watch:
+            kv.put("gone/early", "x")
+            next(watch)
+            pos = watch.pos
+        kv.delete("gone/early")
+        deadline = time.monotonic() + 60.0
+        while True:
+            with kv.batch() as batch:
+                for number in range(300):
+                    batch.put(f"gone/{number % 3}", str(number))
+            with kv.watch(prefix="gone/", from_=pos, timeout=20.0) as watch:
+                first = next(watch)
+                if isinstance(first, Resynced):
+                    assert sorted(item.key for item in first.items) == [b"gone/0", b"gone/1", b"gone/2"]
+                    kv.put("gone/late", "y")
+                    assert isinstance(late := next(watch), Put)
+                    assert late.key == b"gone/late"
+                    break
+            assert time.monotonic() < deadline, "history never went"
+        with pytest.raises(Compacted), kv.watch(prefix="gone/", from_=pos, resync=False) as watch:
+            next(watch)
