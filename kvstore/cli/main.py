@@ -38,6 +38,8 @@ Examples:
   kvctl get user/1                   print it
   echo hello | kvctl put greeting -  write what stdin holds
   kvctl ls user/ -o jsonl            list a prefix for a program
+  kvctl watch --prefix user/         follow what changes
+  kvctl lock backup -- make-backup   run a command while holding a lock
   kvctl cluster status               is everything well?
 
 Options are read from the command line, then from KVCTL_* variables, then from the context. stdout carries
@@ -49,7 +51,7 @@ Exit codes:
   0  ok                         4  precondition failed, lock not taken
   1  failure                    5  denied
   2  wrong usage                6  unavailable, or outcome unknown
-  3  key not found              7  a check failed
+  3  key or lease not found     7  a check failed
 """
 
 cli = Root(

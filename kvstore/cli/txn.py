@@ -60,11 +60,12 @@ def txn(
       get KEY                        incr KEY [BY]
     with quotes as in a shell. VALUE may be - or @FILE, as in `kvctl put`.
 
+    \b
     Instead, "-" (stdin) or @FILE is a JSON document as POST /v1/txn takes it, for example
-    {"if":[{"key":"a","revision":{"eq":0}}],"then":[{"op":"put","key":"a","value":"1"}],"else":[]}
+      {"if":[{"key":"a","revision":{"eq":0}}],"then":[{"op":"put","key":"a","value":"1"}],"else":[]}
 
     \b
-    Output: raw, the default, has what get, and incr found, one on a line; json has everything.
+    Output: raw, the default, has what every get and incr found, one on a line; json has everything.
 
     \b
     Examples:
