@@ -73,7 +73,7 @@ async def transact(driver: Driver, body: Callable[[Transaction], Awaitable[T]], 
     deadline = loop.time() + driver.limit(timeout_s)
     run_count, conflict = 0, None
     while True:
-        transaction = Transaction(driver, deadline)
+        transaction, begun_at = Transaction(driver, deadline), loop.time()
         try:
             result = await body(transaction)
         except NotApplied as error:
@@ -88,7 +88,9 @@ async def transact(driver: Driver, body: Callable[[Transaction], Awaitable[T]], 
             run_count += 1
             conflict.fields["run_count"] = run_count
             pause_s = transactions.rerun_s(run_count, random.random())
-            if loop.time() + pause_s >= deadline:
+            # A run that cannot be expected to end in time would only end in an unknown outcome.
+            took_s = loop.time() - begun_at
+            if loop.time() + pause_s + took_s >= deadline:
                 raise
             await asyncio.sleep(pause_s)
             continue

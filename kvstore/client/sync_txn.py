@@ -72,7 +72,7 @@ def transact(driver: Driver, body: Callable[[Transaction], T], timeout_s: float 
     deadline = time.monotonic() + driver.limit(timeout_s)
     run_count, conflict = 0, None
     while True:
-        transaction = Transaction(driver, deadline)
+        transaction, begun_at = Transaction(driver, deadline), time.monotonic()
         try:
             result = body(transaction)
         except NotApplied as error:
@@ -87,7 +87,9 @@ def transact(driver: Driver, body: Callable[[Transaction], T], timeout_s: float 
             run_count += 1
             conflict.fields["run_count"] = run_count
             pause_s = transactions.rerun_s(run_count, random.random())
-            if time.monotonic() + pause_s >= deadline:
+            # A run that cannot be expected to end in time would only end in an unknown outcome.
+            took_s = time.monotonic() - begun_at
+            if time.monotonic() + pause_s + took_s >= deadline:
                 raise
             time.sleep(pause_s)
             continue

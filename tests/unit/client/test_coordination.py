@@ -378,8 +378,8 @@ def test_a_run_that_never_succeeds_ends_at_its_deadline(kv: Client) -> None:
 
     begun = time.monotonic()
     with pytest.raises(Conflict) as caught:
-        kv.transact(overtaken, timeout=0.5)
-    assert time.monotonic() - begun < 2.0
+        kv.transact(overtaken, timeout=2.0)
+    assert time.monotonic() - begun < 5.0
     assert caught.value.fields["run_count"] > 1
 
 
