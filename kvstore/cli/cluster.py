@@ -16,6 +16,7 @@ from kvstore.cli.settings import Settings
 
 TRANSFER_POLL_S = 0.05
 REBUILD_POLL_S = 0.25
+LOOK_S_MIN = 1.0
 
 _NODE_COLUMNS = ("id", "client", "peer", "host", "zone", "weight", "is_up")
 _SHARD_COLUMNS = ("id", "start", "end", "leader", "term", "replicas", "applied", "keys")
@@ -172,7 +173,9 @@ def rebuild(settings: Settings, shard_id: str, node_id: str, no_wait: bool) -> N
                     exit_codes.UNAVAILABLE,
                     "it goes on by itself: kvctl shard ls",
                 )
-            role = _rebuilt_role(_object(client.fetch("GET", path, timeout=left_s), path), node_id)
+            # The last look must not fail for want of time: its answer is what the deadline is told by.
+            look_s = max(left_s, LOOK_S_MIN)
+            role = _rebuilt_role(_object(client.fetch("GET", path, timeout=look_s), path), node_id)
             if role != "follower":
                 time.sleep(min(REBUILD_POLL_S, left_s))
     if settings.output is not None:
