@@ -135,7 +135,9 @@ def transfer(settings: Settings, shard_id: int, to: str, no_wait: bool) -> None:
                     exit_codes.UNAVAILABLE,
                     "see whether the target keeps up: kvctl shard ls",
                 )
-            leader = _object(client.fetch("GET", path, timeout=left_s), path).get("leader")
+            # The last look must not fail for want of time: its answer is what the deadline is told by.
+            look_s = max(left_s, LOOK_S_MIN)
+            leader = _object(client.fetch("GET", path, timeout=look_s), path).get("leader")
             if leader != to:
                 time.sleep(TRANSFER_POLL_S)
     if settings.output is not None:
@@ -173,7 +175,6 @@ def rebuild(settings: Settings, shard_id: str, node_id: str, no_wait: bool) -> N
                     exit_codes.UNAVAILABLE,
                     "it goes on by itself: kvctl shard ls",
                 )
-            # The last look must not fail for want of time: its answer is what the deadline is told by.
             look_s = max(left_s, LOOK_S_MIN)
             role = _rebuilt_role(_object(client.fetch("GET", path, timeout=look_s), path), node_id)
             if role != "follower":

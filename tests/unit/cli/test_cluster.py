@@ -43,7 +43,7 @@ def test_a_transfer_that_does_not_happen_exits_6_and_names_the_leader(run: Run, 
         return Answer(202, {}) if seen.method == "POST" else None
 
     cluster.before = accept
-    late = run("shard", "transfer", "1", "--to", "n3", "--timeout", "200ms")
+    late = run("shard", "transfer", "1", "--to", "n3", "--timeout", "500ms")
     assert late.exit_code == 6
     assert "still led by n2" in late.stderr
 
