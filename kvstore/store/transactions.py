@@ -181,6 +181,9 @@ def _apply_decide(draft: Draft, op: commands.Op) -> Result:
     record = draft.intents.record(draft, txid)
     if not isinstance(record, Prepared):
         return _state(record)
+    if commits and record.vote[1 if branch else 2] is not None:
+        # No votes amount to this decision.
+        return _state(record)
     draft.intents.let_go(draft, txid, record)
     if not commits:
         _refuse(draft, txid, record.not_after_ms)

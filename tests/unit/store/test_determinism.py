@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from kvstore.raft.messages import Configuration, Entry
-from kvstore.store import Machine, StoreLimits, commands, lease_commands, lock_commands, sessions
+from kvstore.store import (
+    Machine,
+    StoreLimits,
+    commands,
+    lease_commands,
+    lock_commands,
+    sessions,
+    txn_commands,
+)
 from kvstore.store.commands import Identity, Op
 from kvstore.types import ReplicaId
 from tests.support.tablets import MakeTablet, Tablet
@@ -84,6 +92,40 @@ def random_lease_op(dice: random.Random, writer: Tablet) -> Op:
             return [commands.PUT, b"k%d" % dice.randrange(40), b"tied", options]
 
 
+def random_txn_op(dice: random.Random, writer: Tablet) -> Op:
+    """Transactions that are prepared, decided, asked for and finished, in any order."""
+    txid = b"t%d" % dice.randrange(30)
+    until_ms = writer.clock_ms + dice.choice((-1, 500, 5_000, 70_000))
+    match dice.randrange(8):
+        case 0 | 1 | 2:
+            whose = None
+            if dice.random() < 0.5:
+                whose = [b"s%d" % dice.randrange(30), dice.randrange(1, 60), 0, None, None, b"p"]
+            shards = [[0, until_ms], [1, until_ms]]
+            waits = dice.random() < 0.3
+            return txn_commands.prepare(txid, until_ms, shards, random_parts(dice), whose, waits=waits)
+        case 3 | 4:
+            return txn_commands.decide(txid, commit=dice.random() < 0.7, branch=dice.random() < 0.7)
+        case 5:
+            return txn_commands.ask(txid, until_ms, force=dice.random() < 0.5)
+        case 6:
+            return txn_commands.finish([txid, b"t%d" % dice.randrange(30)])
+        case _:
+            return txn_commands.txn(random_parts(dice))
+
+
+def random_parts(dice: random.Random) -> txn_commands.Parts:
+    branches = []
+    for _ in range(2):
+        keys = dice.sample([b"k%d" % number for number in range(40)], 3)
+        ops = [commands.put(keys[0], dice.randbytes(dice.choice((5, 1500))), prev=True), [0, keys[1]]]
+        branches.append(
+            [*ops, commands.delete(keys[2]), commands.incr(b"n%d" % dice.randrange(5), 1, -10, 10)]
+        )
+    compare = [b"k%d" % dice.randrange(40), dice.randrange(3), dice.randrange(6), dice.randrange(400)]
+    return [compare], branches[0], branches[1]
+
+
 def random_log(seed: int, count: int, writer: Tablet) -> list[Entry]:
     """Entries made as a leader would: identified and plain commands, retries, changes of the clock."""
     dice = random.Random(seed)
@@ -104,6 +146,8 @@ def random_log(seed: int, count: int, writer: Tablet) -> list[Entry]:
             ops = [random_op(dice) for _ in range(dice.choice([1, 1, 3]))]
             if dice.random() < 0.3:
                 packed.append(commands.encode(None, [random_timed_op(dice, writer)]))
+            if dice.random() < 0.2:
+                packed.append(commands.encode(None, [random_txn_op(dice, writer)]))
             if sent and dice.random() < 0.1:
                 packed.append(dice.choice(sent[-20:]))
             elif dice.random() < 0.5:

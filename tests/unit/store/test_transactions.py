@@ -262,6 +262,12 @@ class TestDecision:
         assert decide(tablet, b"t") == [OK, NO]
         assert tablet.value(b"a") is None
 
+    def test_branch_that_was_voted_impossible_is_not_carried_out(self, tablet: Tablet) -> None:
+        vote = prepare(tablet, b"t", ([], [commands.put(b"a", b""), commands.incr(b"n", -1, 0)], []))
+        assert decide(tablet, b"t") == vote
+        assert tablet.value(b"a") is None
+        assert decide(tablet, b"t", branch=False)[1] == COMMITTED
+
     def test_decision_is_given_once(self, tablet: Tablet) -> None:
         prepare(tablet, b"t", ([], [commands.incr(b"n")], []))
         first = decide(tablet, b"t")
