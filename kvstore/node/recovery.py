@@ -6,8 +6,8 @@ asked for their votes, and when all are in, everybody knows the decision and thi
 transaction wait for it and never kill it (pitfall 45), and a dead one holds its keys a little above two
 seconds. A participant without a quorum can not be asked: what it has to say is what everybody waits for.
 
-A committed record is kept until every participant has carried out the decision; this tells those that may
-have missed it.
+A committed record is kept until every participant has carried out the decision; after `REMIND_S` this tells
+those that may have missed it. They hold keys, and so have asked long before.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from kvstore.types import ShardId
 LOOK_EVERY_S: Final = 0.25
 ASK_S: Final = 0.25
 FORCE_S: Final = 2.0
+REMIND_S: Final = 3.0
+"""A transaction carried out here for so long was surely meant to be finished by now: are the others done?"""
 DEADLINE_S: Final = 2.0
 AT_ONCE_MAX: Final = 64
 """Transactions that one node brings to their end at a time."""
@@ -57,7 +59,8 @@ class Recovery:
         clock_ms = replica.stamp_ms(now)
         for txid, pending in list(replica.machine.intents.pending.items()):
             age_s = (clock_ms - pending.since_ms) / 1000
-            if age_s < ASK_S or (replica.shard, txid) in self._busy:
+            wait_s = REMIND_S if pending.is_committed else ASK_S
+            if age_s < wait_s or (replica.shard, txid) in self._busy:
                 continue
             if len(self._busy) >= AT_ONCE_MAX:
                 return

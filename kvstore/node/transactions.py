@@ -36,7 +36,8 @@ IN_ORDER_FROM: Final = 3
 """The try from which on shards are asked one after another."""
 BACK_OFF_S: Final = 0.004
 BACK_OFF_MAX_S: Final = 0.15
-FINISH_EVERY_S: Final = 0.05
+FINISH_EVERY_S: Final = 1.0
+"""Soon enough that nobody is reminded (`recovery`), late enough that one entry ends many."""
 FINISH_DEADLINE_S: Final = 2.0
 FINISH_MAX: Final = 1000
 """Transactions of one FINISH."""

@@ -48,6 +48,8 @@ RESULT_BYTES_MAX: Final = 1 << 20
 FINISHED_KEPT_MS: Final = 10_000
 """A finished transaction's result is kept so long for those who missed the answer; a session keeps it for
 its own lifetime."""
+MARK_GRID_MS: Final = 5_000
+"""Records go at multiples of this, many with one entry."""
 PREPARED_MAX: Final = 4096
 """Prepared transactions of one shard; more vote no."""
 
@@ -172,8 +174,13 @@ def _refuse(draft: Draft, txid: bytes, not_after_ms: int) -> None:
     if draft.clock_ms > not_after_ms:
         draft.intents.write(draft, txid, None)
         return
-    draft.intents.write(draft, txid, Refused(not_after_ms + 1))
-    deadlines.set_deadline(draft, not_after_ms + 1, deadlines.TXN_MARK, txid)
+    until_ms = _on_grid(not_after_ms + 1)
+    draft.intents.write(draft, txid, Refused(until_ms))
+    deadlines.set_deadline(draft, until_ms, deadlines.TXN_MARK, txid)
+
+
+def _on_grid(until_ms: int) -> int:
+    return -(-until_ms // MARK_GRID_MS) * MARK_GRID_MS
 
 
 def _apply_decide(draft: Draft, op: commands.Op) -> Result:
@@ -219,7 +226,7 @@ def _apply_finish(draft: Draft, op: commands.Op) -> Result:
     for txid in op[1]:
         record = draft.intents.record(draft, txid)
         if isinstance(record, Committed) and not record.is_finished:
-            until_ms = max(record.not_after_ms + 1, draft.clock_ms + FINISHED_KEPT_MS)
+            until_ms = _on_grid(max(record.not_after_ms + 1, draft.clock_ms + FINISHED_KEPT_MS))
             kept = Committed(until_ms, record.since_ms, record.participants, record.result, is_finished=True)
             draft.intents.write(draft, txid, kept)
             deadlines.set_deadline(draft, until_ms, deadlines.TXN_MARK, txid)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvstore.node import recovery
-from kvstore.node.recovery import ASK_S, FORCE_S, Recovery
+from kvstore.node.recovery import ASK_S, FORCE_S, REMIND_S, Recovery
 from kvstore.store.intents import Pending
 from kvstore.store.results import NOT_A_NUMBER, OK
 from kvstore.store.transactions import COMMITTED, NO, UNKNOWN, YES
@@ -129,6 +129,8 @@ def test_shard_that_does_not_answer_is_waited_for() -> None:
 def test_committed_record_reminds_the_others_and_finishes() -> None:
     post = Post(COMMITTED_HERE)
     post.shards.says = lambda shard, op: [OK, UNKNOWN] if op[0] == DECIDE and shard == Z else None
+    post.run(REMIND_S - 0.01)
+    assert post.shards.asked == [], "its coordinator will finish it"
     post.run(0.3)
     assert post.shards.ops(ASK) == []
     assert post.told(DECIDE) == {(X, True), (Y, True), (Z, True)}

@@ -315,7 +315,7 @@ class TestAsk:
         tablet.clock_ms = limit
         expire(tablet)
         assert prepare(tablet, b"t", EXCHANGE, not_after_ms=limit) == [OK, NO]
-        assert tablet.machine.next_deadline_ms == limit + 1
+        assert tablet.machine.next_deadline_ms == 5_000, "many go together"
 
     def test_unknown_past_the_not_after_is_a_no_without_a_record(self, tablet: Tablet) -> None:
         assert ask(tablet, b"t", tablet.clock_ms - 1, force=True) == [OK, NO]
@@ -350,7 +350,7 @@ class TestEndOfRecords:
         tablet.clock_ms += 50_000
         expire(tablet)
         assert decide(tablet, b"t") == result
-        tablet.clock_ms += 1
+        tablet.clock_ms = 55_000
         expire(tablet)
         assert not [key for key, _ in tablet.pairs() if key.startswith((b"p", b"d"))]
 
