@@ -6,7 +6,8 @@ when that was applied. It names its term and never travels to another node, so t
 through its successor's election expires nothing (pitfall 3).
 
 Thousands of keys that are due in one second must not hold up the writes beside them: each tick has a
-budget, shared by the shards that have something due, each in its turn.
+budget, shared by the shards that have something due, each in its turn. The later they are the more it is,
+so that no rate of writes with a TTL can outrun it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ DEADLINE_S: Final = 5.0
 
 
 class ExpirySettings(msgspec.Struct, frozen=True):
-    shard_max: int = 200
-    """Most deadlines that one EXPIRE carries out."""
-    shard_min: int = 25
-    node_max: int = 400
-    """Deadlines of all shards together that this node proposes in a tick."""
+    node_base: int = 50
+    """Deadlines of all shards together that this node proposes in a tick, when nothing is late."""
+    late_s: float = 10.0
+    """For each so many seconds that the first of them is late, as much again."""
+    node_max: int = 1000
+    shard_min: int = 10
+    """Fewer are not worth an entry: then not every shard has its turn in each tick."""
     back_off_s: float = 0.1
     """Wait, when transactions hold all that is due, doubled up to `back_off_max_s`."""
     back_off_max_s: float = 1.6
@@ -61,12 +64,18 @@ class Expiry:
         if not due:
             return
         settings = self._settings
-        limit = min(settings.shard_max, max(settings.shard_min, settings.node_max // len(due)))
-        room = max(1, settings.node_max // limit)
+        budget = self._budget(due, now)
+        limit = max(settings.shard_min, budget // len(due))
+        room = max(1, budget // limit)
         first = self._turn % len(due)
         for replica in (due[first:] + due[:first])[:room]:
             self._propose(replica, limit, now)
         self._turn = first + room
+
+    def _budget(self, due: list[Replica], now: float) -> int:
+        late_ms = max(replica.stamp_ms(now) - (replica.machine.next_deadline_ms or 0) for replica in due)
+        settings = self._settings
+        return min(settings.node_max, int(settings.node_base * (1 + late_ms / (1000 * settings.late_s))))
 
     def _is_due(self, replica: Replica, now: float) -> bool:
         if replica.led_term is None:

@@ -20,8 +20,8 @@ from kvstore.types import ShardId
 
 log = logging.getLogger(__name__)
 
-NODE_KEYS: Final = 400
-"""Keys that this node has deleted in a tick, over all shards, as in `expiry`."""
+NODE_KEYS: Final = 100
+"""Keys that this node has deleted in a tick, over all shards."""
 SLICE_MIN: Final = 20
 GRANTS: Final = 100
 """Ended grants that one round takes up."""

@@ -93,7 +93,7 @@ async def run(cluster: LocalCluster, options: argparse.Namespace) -> None:
         await grant(http, hosts, ids, options.leases, options.ttl)
         print(f"granted {len(ids)} in {time.monotonic() - begun:.1f} s", flush=True)
         await asyncio.sleep(5.0)
-        renewals.took, renewals.renewed = [], 0
+        renewals.took, renewals.renewed, renewals.lost = [], 0, 0
         before = {name: cpu_s(cluster.pid(name)) for name in cluster.names}
         begun = time.monotonic()
         await asyncio.sleep(options.seconds)

@@ -57,7 +57,7 @@ def test_no_look_again_when_everything_left_is_due_later() -> None:
 def test_one_look_at_a_time_and_a_budget_for_all_shards() -> None:
     group = _led(shards=4)
     node = group[N1]
-    node.expiry = Expiry(node.host, ExpirySettings(shard_max=5, shard_min=2, node_max=4))
+    node.expiry = Expiry(node.host, ExpirySettings(shard_min=2, node_base=4))
     for shard in range(4):
         _fill(group, 8, 500, shard)
     group.run_until(lambda: any(_count(node, shard) < 8 for shard in range(4)))
@@ -68,6 +68,26 @@ def test_one_look_at_a_time_and_a_budget_for_all_shards() -> None:
         seen.append(before - sum(_count(node, shard) for shard in range(4)))
     assert max(seen) <= 2 * 4, "two ticks may fall into one slice"
     assert [_count(node, shard) for shard in range(4)] == [0, 0, 0, 0], "each shard has its turn"
+
+
+def test_what_is_late_goes_faster_so_that_no_writer_outruns_it() -> None:
+    group = _led()
+    node = group[N1]
+    node.expiry = Expiry(node.host, ExpirySettings(shard_min=1, node_base=2, late_s=1.0, node_max=30))
+    command = commands.encode(None, [commands.put(b"k%d" % n, b"1", ttl_ms=500) for n in range(300)])
+    done: list[object] = []
+    node.router.write_then(
+        ShardId(0), command, False, node.now + 5, lambda answer, error: done.append(answer)
+    )
+    group.run_until(lambda: bool(done) and _count(node) < 300)
+    rates = []
+    while _count(node):
+        before = _count(node)
+        group.run(0.5)
+        rates.append(before - _count(node))
+    assert rates[0] <= 40
+    assert rates[2] > 1.5 * rates[0]
+    assert len(rates) < 9
 
 
 def test_a_leader_that_lags_behind_its_commits_waits() -> None:
