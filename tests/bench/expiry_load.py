@@ -141,7 +141,7 @@ async def _wait_until_gone(http: aiohttp.ClientSession, host: str) -> float:
     until = time.monotonic() + GONE_S_MAX
     while time.monotonic() < until:
         async with http.get(f"http://{host}/v1/kv?prefix=due-&limit=1&keys_only=1") as reply:
-            if not (await reply.json())["items"]:
+            if reply.status == 200 and not (await reply.json())["items"]:
                 return time.monotonic()
         await asyncio.sleep(0.5)
     raise AssertionError(f"keys are left {GONE_S_MAX} s after their time")
