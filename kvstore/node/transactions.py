@@ -18,12 +18,13 @@ What must hold whatever is lost:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from kvstore.errors import KvError, NoLeader, NotApplied, OutcomeUnknown, TxnConflict
+from kvstore.errors import KvError, NoLeader, NotApplied, OutcomeUnknown, TxnConflict, Unavailable
 from kvstore.node.calls import Answer
 from kvstore.node.flow import Promise, gather, spawn
+from kvstore.node.leases import TIES_MAX
 from kvstore.node.runtime import Runtime
 from kvstore.store import commands, txn_commands
 from kvstore.store.results import IDENTITY_MISMATCH, LOCKED, OK, REFUSED, error_of, is_of_txn
@@ -60,16 +61,26 @@ class Writes(Protocol):
     def clock_of(self, shard: ShardId) -> int | None: ...
 
 
+class Ties(Protocol):
+    """What this needs of leases."""
+
+    def tie(
+        self, lease_id: bytes, shard: ShardId, deadline: float, *, is_again: bool = False
+    ) -> Coroutine[Any, Any, dict[str, Any]]: ...
+
+
 class Part:
     """What of a transaction lies in one shard. `positions` are those of its ops in the two branches."""
 
-    __slots__ = ("branches", "compares", "positions")
+    __slots__ = ("branches", "compares", "positions", "tied")
 
     def __init__(self) -> None:
         self.compares: list[txn_commands.Compare] = []
         self.branches: tuple[list[commands.Op], list[commands.Op]] = ([], [])
         """Else-ops and then-ops, so that `succeeded` is the index."""
         self.positions: tuple[list[int], list[int]] = ([], [])
+        self.tied: dict[bytes, list[commands.Op]] = {}
+        """Puts by the lease that they tie their keys to."""
 
     @property
     def parts(self) -> txn_commands.Parts:
@@ -103,6 +114,8 @@ class Plan:
         part.branches[branch].append(op)
         part.positions[branch].append(self.counts[branch])
         self.counts[branch] += 1
+        if op[0] == commands.PUT and len(op) > 3 and "lease" in op[3]:
+            part.tied.setdefault(op[3]["lease"], []).append(op)
 
     @property
     def is_pure(self) -> bool:
@@ -126,6 +139,8 @@ class Dead(NamedTuple):
 
     is_doubtful: bool
     """An earlier try of the same request was met: that one may have been, or be, carried out."""
+    is_refused: bool = False
+    """It came too late by a clock, or for a lease."""
 
 
 class Vote(NamedTuple):
@@ -150,8 +165,9 @@ class Vote(NamedTuple):
 
 
 class Transactions:
-    def __init__(self, router: Writes, runtime: Runtime) -> None:
+    def __init__(self, router: Writes, runtime: Runtime, leases: Ties) -> None:
         self._router = router
+        self._leases = leases
         self._now = runtime.now
         self._later = runtime.call_later
         self._dice = runtime.dice
@@ -162,20 +178,26 @@ class Transactions:
         """Carry out a plan, whole or not at all.
 
         Raises: TxnConflict, if other transactions held its keys until the deadline; NotANumber, OutOfRange,
-        TooLarge, if an op of the branch cannot be done; OutcomeUnknown, if it may have been committed or
-        may still be; what the router raises, if nothing was proposed."""
+        TooLarge, LeaseNotFound, if an op of the branch cannot be done; OutcomeUnknown, if it may have been
+        committed or may still be; what the router raises, if nothing was proposed."""
         shards = sorted(plan.parts)
         if identity is not None and identity.body_hash is not None:
             await self._mark_body(identity, shards, deadline)
         if len(shards) == 1:
             return await self._in_one_shard(shards[0], plan, identity, deadline)
-        attempt, is_doubtful = 0, False
+        attempt, is_doubtful, is_refused = 0, False, False
         while True:
             attempt += 1
+            try:
+                await self._tie(plan, deadline, is_again=is_refused)
+            except NotApplied as error:
+                if is_doubtful:
+                    raise OutcomeUnknown(f"an earlier try may have been carried out; now: {error}") from error
+                raise
             done = await self._try(plan, shards, identity, deadline, is_ordered=attempt >= IN_ORDER_FROM)
             if isinstance(done, Done):
                 return done
-            is_doubtful = is_doubtful or done.is_doubtful
+            is_doubtful, is_refused = is_doubtful or done.is_doubtful, done.is_refused
             pause = self._dice.uniform(0.0, min(BACK_OFF_S * 2**attempt, BACK_OFF_MAX_S))
             if self._now() + pause >= deadline:
                 if is_doubtful:
@@ -208,16 +230,33 @@ class Transactions:
     async def _in_one_shard(
         self, shard: ShardId, plan: Plan, identity: commands.Identity | None, deadline: float
     ) -> Done:
-        command = commands.encode(identity, (txn_commands.txn(plan.parts[shard].parts),))
         is_repeatable = identity is not None or plan.is_pure
-        answer = await self._router.write(shard, command, is_repeatable, deadline)
-        result = answer.result.results[0]
+        for attempt in range(TIES_MAX):
+            await self._tie(plan, deadline, is_again=attempt > 0)
+            command = commands.encode(identity, (txn_commands.txn(plan.parts[shard].parts),))
+            answer = await self._router.write(shard, command, is_repeatable, deadline)
+            result = answer.result.results[0]
+            if result[0] != REFUSED:
+                break
+        else:
+            raise Unavailable("a lease's grant or the shard's clock changes too fast", retry_after=1)
         refusal = error_of(result)
         if refusal is not None:
             raise refusal
         if not is_of_txn(result):
             raise error_of([IDENTITY_MISMATCH]) or AssertionError
         return self._done(plan, {shard: result}, [answer], replayed=answer.result.replayed)
+
+    async def _tie(self, plan: Plan, deadline: float, *, is_again: bool) -> None:
+        """Tell the puts what they need to know of their leases. `is_again`: what they knew was refused."""
+        wanted = [(shard, lease_id) for shard, part in plan.parts.items() for lease_id in part.tied]
+        ties = [
+            spawn(self._leases.tie(lease_id, shard, deadline, is_again=is_again))
+            for shard, lease_id in wanted
+        ]
+        for (shard, lease_id), options in zip(wanted, await gather(ties), strict=True):
+            for op in plan.parts[shard].tied[lease_id]:
+                op[3].update(options)
 
     # ---- one try over several shards -------------------------------------------------------------
 
@@ -337,7 +376,8 @@ class Transactions:
                 refusal = error_of(vote.result)
                 assert refusal is not None, "a refusal without an error"
                 raise refusal
-        return Dead(is_doubtful)
+        is_refused = any(vote.answer is not None and vote.result[0] == REFUSED for vote in votes.values())
+        return Dead(is_doubtful, is_refused)
 
     @staticmethod
     def _done(plan: Plan, found: dict[ShardId, list[Any]], answers: Sequence[Answer], replayed: bool) -> Done:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from kvstore.store import keys
 from kvstore.store.engine import Engine
 from kvstore.store.lease_commands import unpack
-from kvstore.store.leases import Lease
+from kvstore.store.leases import RESERVED, Lease
 from kvstore.store.records import Meta
 
 LIST_MAX: Final = 10_000
@@ -51,7 +51,9 @@ def _keys(
     prefix = keys.leased_keys_of(lease_id, generation)
     found: list[bytes] = []
     start = prefix + after + b"\x00" * bool(after)
-    for key, _ in engine.scan(start, keys.leased_keys_of(lease_id, generation + 1)):
+    for key, record in engine.scan(start, keys.leased_keys_of(lease_id, generation + 1)):
+        if record == RESERVED:
+            continue
         if len(found) >= limit:
             return [found, True]
         found.append(key[len(prefix) :])

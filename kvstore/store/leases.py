@@ -9,13 +9,17 @@ of its own, so that what is said about one grant never touches another of the sa
 | `l` 1, generation, shard | empty; keys of the grant may lie on that shard |
 | `l` 2 | the last generation given out here |
 | `l` 3, generation | `[id, kind, count]`: the grant has ended, so many shards may still hold keys of it |
-| `k` length of id, id, generation, key | empty, on the key's shard: the grant's keys there |
+| `k` length of id, id, generation, key | on its keys' shard: empty, or `RESERVED` by a transaction |
 | `n` length of id, id, generation | empty, on a key's shard: the grant has ended, attach nothing to it |
 
 A key on another shard is attached in two steps: first that shard is registered at home, then the put names
 the grant and, in the clock of its own shard, a not-after. It is refused past that, and when the grant has
 left an end mark, which outlives every not-after that may be on its way. So whatever is attached is found by
 the end (`lease_ends`), however late messages are.
+
+A transaction over shards ties its keys when it is decided, but what it ties them to is settled by its vote:
+the vote reserves the key under the grant. An end that comes between finds the reservation, is not finished
+while the key is held, and deletes what the decision has put.
 """
 
 from __future__ import annotations
@@ -34,6 +38,9 @@ EXPIRED: Final = 2
 
 AHEAD_MS_MAX: Final = 60_000
 """A not-after further ahead comes from a node whose idea of the clock is wrong."""
+RESERVED: Final = b"\x01"
+TIED: Final = "tied"
+"""Option of a put in a prepared transaction: what `claim` has said. Never in an entry."""
 RENEWAL_SHARE: Final = 4
 """A renewal that moves the deadline by less than one part in so many of the TTL is not worth a write."""
 
@@ -164,26 +171,56 @@ def apply_shard_done(draft: Draft, op: list[Any]) -> Result:
     return [OK]
 
 
+def refusal_of(draft: Draft, options: Mapping[str, Any]) -> Result | None:
+    """Why a put with these options can not be tied to the lease that they name, else None."""
+    generation = options.get("lease_generation")
+    if generation is None:
+        return [LEASE_NOT_FOUND] if find(draft, options["lease"]) is None else None
+    if not generation:
+        return [LEASE_NOT_FOUND]
+    not_after_ms = options["lease_until_ms"]
+    is_in_time = draft.clock_ms <= not_after_ms <= draft.clock_ms + AHEAD_MS_MAX
+    if not is_in_time or draft.get(keys.lease_mark(options["lease"], generation)) is not None:
+        draft.has_refused = True
+        return [REFUSED]
+    return None
+
+
 def claim(draft: Draft, options: Mapping[str, Any]) -> tuple[bytes | None, Result | None]:
     """What ties a put to the lease that its options name, as kept in the key's head; or why it can't be."""
-    lease_id = options["lease"]
+    refusal = refusal_of(draft, options)
+    return (None, refusal) if refusal is not None else (_tie(draft, options), None)
+
+
+def _tie(draft: Draft, options: Mapping[str, Any]) -> bytes:
+    lease_id: bytes = options["lease"]
     generation = options.get("lease_generation")
     if generation is None:
         lease = find(draft, lease_id)
-        if lease is None:
-            return None, [LEASE_NOT_FOUND]
+        assert lease is not None, "a tie to no lease"
+        generation = lease.generation
         if not lease.is_home_used:
-            draft.writes[keys.lease_shard(lease.generation, keys.HOME_SHARD)] = b""
+            draft.writes[keys.lease_shard(generation, keys.HOME_SHARD)] = b""
             _write(draft, lease_id, lease._replace(is_home_used=True))
-        return keys.number(lease.generation) + lease_id, None
-    if not generation:
-        return None, [LEASE_NOT_FOUND]
-    not_after_ms = options["lease_until_ms"]
-    is_in_time = draft.clock_ms <= not_after_ms <= draft.clock_ms + AHEAD_MS_MAX
-    if not is_in_time or draft.get(keys.lease_mark(lease_id, generation)) is not None:
-        draft.has_refused = True
-        return None, [REFUSED]
-    return keys.number(generation) + lease_id, None
+    return keys.number(generation) + lease_id
+
+
+def reserve(draft: Draft, key: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Have the end of a put's lease wait for the transaction that will, or will not, put the key. The options
+    with which the put is carried out, whatever has become of the lease by then."""
+    packed = _tie(draft, options)
+    record_key = keys.leased_key(packed[8:], packed[:8], key)
+    if draft.get(record_key) is None:
+        draft.writes[record_key] = RESERVED
+    kept = {name: value for name, value in options.items() if not name.startswith("lease")}
+    return kept | {TIED: packed}
+
+
+def let_go(draft: Draft, key: bytes, packed: bytes) -> None:
+    """The transaction is decided: a key that is tied only if its put is carried out is not tied now."""
+    record_key = keys.leased_key(packed[8:], packed[:8], key)
+    if draft.get(record_key) == RESERVED:
+        draft.writes[record_key] = None
 
 
 def attach(draft: Draft, packed: bytes, key: bytes) -> None:

@@ -150,7 +150,7 @@ def _apply_put(draft: Draft, op: commands.Op) -> Result:
     refusal = _refusal(old, options)
     if refusal is not None:
         return refusal
-    lease: bytes | None = None
+    lease: bytes | None = options.get(leases.TIED)
     if "lease" in options:
         lease, refusal = leases.claim(draft, options)
         if refusal is not None:

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from kvstore.store import commands, compares, deadlines, mvcc, records, txn_commands
+from kvstore.store import commands, compares, deadlines, leases, mvcc, records, txn_commands
 from kvstore.store.draft import Draft
 from kvstore.store.intents import Committed, Prepared, Record, Refused, lock_sets
 from kvstore.store.results import OK, READS_TOO_LARGE, REFUSED, TXN_FAILED, Result
@@ -82,7 +82,7 @@ def _apply_txn(draft: Draft, op: commands.Op) -> Result:
     ops = then if branch else otherwise
     fault = _fault_of(draft, ops)
     if fault is not None:
-        return [TXN_FAILED, *fault, branch]
+        return [REFUSED] if _is_late(fault) else [TXN_FAILED, *fault, branch]
     return _carry_out(draft, ops, branch)
 
 
@@ -99,7 +99,20 @@ def _fault_of(draft: Draft, ops: Iterable[commands.Op]) -> list[Any] | None:
             refusal = mvcc.incr_refusal(draft, op)
             if refusal is not None:
                 return [index, refusal]
+        elif _names_lease(op):
+            refusal = leases.refusal_of(draft, op[3])
+            if refusal is not None:
+                return [index, refusal]
     return None
+
+
+def _names_lease(op: commands.Op) -> bool:
+    return op[0] == commands.PUT and len(op) > 3 and bool(op[3]) and "lease" in op[3]
+
+
+def _is_late(fault: list[Any] | None) -> bool:
+    """A put's tie to its lease must be built anew, and with it the transaction."""
+    return fault is not None and fault[1][0] == REFUSED
 
 
 def _carry_out(draft: Draft, ops: Iterable[commands.Op], branch: bool) -> Result:
@@ -160,13 +173,32 @@ def _apply_prepare(draft: Draft, op: commands.Op) -> Result:
             return intents.locked([op]).results[0]
         _refuse(draft, txid, not_after_ms)
         return [OK, NO]
-    vote = [compares.hold(draft, conditions), _fault_of(draft, then), _fault_of(draft, otherwise)]
+    faults = [_fault_of(draft, then), _fault_of(draft, otherwise)]
+    if any(map(_is_late, faults)):
+        _refuse(draft, txid, not_after_ms)
+        return [REFUSED]
+    vote = [compares.hold(draft, conditions), *faults]
+    # A branch with a fault is never carried out.
+    then, otherwise = (
+        branch if fault is not None else _with_leases_reserved(draft, branch)
+        for branch, fault in zip((then, otherwise), faults, strict=True)
+    )
     intents.hold(
         draft,
         txid,
         Prepared(not_after_ms, draft.clock_ms, participants, then, otherwise, vote, shared, exclusive, whose),
     )
     return [OK, YES, vote]
+
+
+def _with_leases_reserved(draft: Draft, ops: list[commands.Op]) -> list[commands.Op]:
+    return [[*op[:3], leases.reserve(draft, op[1], op[3])] if _names_lease(op) else op for op in ops]
+
+
+def _let_leases_go(draft: Draft, record: Prepared) -> None:
+    for op in (*record.then, *record.otherwise):
+        if op[0] == commands.PUT and len(op) > 3 and op[3] and leases.TIED in op[3]:
+            leases.let_go(draft, op[1], op[3][leases.TIED])
 
 
 def _refuse(draft: Draft, txid: bytes, not_after_ms: int) -> None:
@@ -192,6 +224,7 @@ def _apply_decide(draft: Draft, op: commands.Op) -> Result:
         # No votes amount to this decision.
         return _state(record)
     draft.intents.let_go(draft, txid, record)
+    _let_leases_go(draft, record)
     if not commits:
         _refuse(draft, txid, record.not_after_ms)
         return [OK, NO]

@@ -10,9 +10,9 @@
 
 A compare is `[key, field, operator, operand]`: fields 0 revision, 1 version, 2 create revision, 3 value,
 4 lease; operators 0 =, 1 !=, 2 <, 3 <=, 4 >, 5 >=. A branch holds PUT, DELETE and INCR as they are, without
-conditions of their own, and GET `[0, key]`; it writes no key twice and attaches no lease, which might end
-before the decision. Participants are `[[shard, not after in
-its clock], ...]`. `whose` is `[session, sequence, acked below, since, body hash, principal]`.
+conditions of their own, and GET `[0, key]`; it writes no key twice. Participants are
+`[[shard, not after in its clock], ...]`. `whose` is `[session, sequence, acked below, since, body hash,
+principal]`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ AHEAD_MS_MAX: Final = 60_000
 """How far ahead of the shard clock a not-after may lie: as long as that a refusal must be remembered."""
 
 _INT64_MAX: Final = (1 << 63) - 1
-_CONDITIONS: Final = ("if_revision", "if_absent", "if_present", "lease")
+_CONDITIONS: Final = ("if_revision", "if_absent", "if_present")
 
 Op = list[Any]
 Compare = Sequence[Any]
@@ -110,7 +110,7 @@ def checks(op_faults: dict[int, Fault], check_identity: Callable[[list[Any]], No
             if op[0] == GET:
                 continue
             if isinstance(op[-1], dict) and any(name in op[-1] for name in _CONDITIONS):
-                return "ops of a branch have no conditions and no leases"
+                return "ops of a branch have no conditions"
             if op[1] in written:
                 return "a branch writes a key twice"
             written.add(op[1])

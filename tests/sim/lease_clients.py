@@ -43,8 +43,10 @@ class LeaseClient(Caller):
             self._keep({"ttl_s": self.dice.choice((0.5, 2.0, 5.0))})
         elif self._lease is None:
             self._grant(self._fresh("l"))
-        elif draw < 0.7:
+        elif draw < 0.63:
             self._keep({"lease": self._lease})
+        elif draw < 0.7:
+            self._keep_two({"lease": self._lease})
         elif draw < 0.9:
             self._renew(self._lease)
         elif draw < 0.96:
@@ -58,16 +60,23 @@ class LeaseClient(Caller):
         self._count += 1
         return f"{prefix}{self.number}-{self._count}"
 
-    def _ask(self, kind: str, subject: str, argument: Any, ask: Ask, answered: Any) -> None:
-        operation = self.own.invoke(self.number, kind, subject, argument, self.world.now)
+    def _ask(self, kind: str, subject: str, argument: Any, ask: Ask, answered: Any, *more: str) -> None:
+        """`more`: further subjects of the same request."""
+        operations = [
+            self.own.invoke(self.number, kind, each, argument, self.world.now) for each in (subject, *more)
+        ]
 
         def done(outcome: Outcome, response: Response | None) -> None:
-            operation.node = attempt.node
             if response is not None and response.status in (404, 412) and kind != "look":
                 outcome = "conflict"
+            elif response is not None and response.status == 409:
+                # Others held the keys of this transaction; an earlier copy of it may not have met them.
+                outcome = "unknown" if attempt.was_unknown else "refused"
             result = answered(response) if outcome == "ok" and response is not None else None
-            self.own.complete(operation, outcome, self.world.now, result)
-            self._follow(operation)
+            for operation in operations:
+                operation.node = attempt.node
+                self.own.complete(operation, outcome, self.world.now, result)
+                self._follow(operation)
             self.finished()
 
         attempt = Attempt(self, ask, done)
@@ -113,6 +122,14 @@ class LeaseClient(Caller):
         key = self.dice.choice(self._keys) if self._keys and self.dice.random() < 0.3 else self._fresh("t")
         how = f"lease={argument['lease']}" if "lease" in argument else f"ttl={argument['ttl_s']}s"
         self._ask("keep", key, argument, Ask("PUT", f"/v1/kv/{key}?{how}", {}, b"v"), lambda _: {})
+
+    def _keep_two(self, argument: dict[str, Any]) -> None:
+        """In one transaction, most often of two shards."""
+        keys = [self._fresh("t"), self.dice.choice(self._keys) if self._keys else self._fresh("t")]
+        puts = [{"op": "put", "key": key, "value": "v", **argument} for key in keys]
+        self.cluster.states["transaction with a lease"] += 1
+        body = json.dumps({"then": puts}).encode()
+        self._ask("keep", keys[0], argument, Ask("POST", "/v1/txn", _JSON, body), lambda _: {}, keys[1])
 
     def _look(self, key: str) -> None:
         def seen(response: Response) -> dict[str, bool]:

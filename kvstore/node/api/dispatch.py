@@ -87,8 +87,8 @@ class Api:
         )
         prefix = f"{view.me}-{runtime.dice.getrandbits(40):x}"
         secret = runtime.dice.getrandbits(256).to_bytes(32, "big")
-        transactions = Transactions(router, runtime)
         leases = Leases(router, runtime)
+        transactions = Transactions(router, runtime, leases)
         self.context = Context(
             router, view, runtime.now, settings, self.metrics, prefix, secret, leases, watches, transactions
         )

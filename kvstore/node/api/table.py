@@ -175,7 +175,7 @@ OPERATIONS: tuple[Operation, ...] = (
         headers=_IDENTITY,
         body="Txn",
         answers=((200, "Which list was done, and the result of each of its operations.", "TxnResults"),),
-        errors=(400, 409, 413, 415, 421, 422, 429, 501, 503, 504, 507),
+        errors=(400, 404, 409, 413, 415, 421, 422, 429, 501, 503, 504, 507),
     ),
     Operation(
         "POST",

@@ -13,6 +13,7 @@ from kvstore.errors import InvalidArgument, TooLarge
 from kvstore.node.api.context import Context
 from kvstore.node.api.items import delete_fields, item_fields, put_fields
 from kvstore.node.api.kv import ttl_ms_of
+from kvstore.node.api.leases import lease_id_of
 from kvstore.node.api.reserved import check_writable
 from kvstore.node.flow import Promise, spawn
 from kvstore.node.requests import Request
@@ -102,16 +103,12 @@ def _pack_put(context: Context, op: Any, key: bytes, where: str) -> list[Any]:
     if len(value) > context.limits.value_bytes_max:
         raise api.too_large(f"{where}.value", "value_bytes_max", context.limits.value_bytes_max, len(value))
     _refuse_condition(op.if_revision is not None or op.if_absent, where)
-    if op.lease is not None:
-        raise InvalidArgument(
-            f"{where}.lease: a put of a transaction takes no lease, which may end before the decision; "
-            "attach it with a put of its own"
-        )
     if op.content_type is not None:
         limit = context.limits.content_type_bytes_max
         api.check_content_type(op.content_type, limit, f"{where}.content_type")
     ttl_ms = None if op.ttl is None else ttl_ms_of(context, str(op.ttl), f"{where}.ttl")
-    return commands.put(key, value, content_type=op.content_type, prev=op.prev, ttl_ms=ttl_ms)
+    lease = None if op.lease is None else lease_id_of(op.lease, f"{where}.lease")
+    return commands.put(key, value, content_type=op.content_type, prev=op.prev, ttl_ms=ttl_ms, lease=lease)
 
 
 def _pack_get(context: Context, op: Any, key: bytes, where: str) -> list[Any]:

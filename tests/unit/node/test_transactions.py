@@ -26,17 +26,40 @@ from tests.support.api_node import PaperRuntime
 from tests.support.scripted_shards import CLOCK_MS, Shards, X, Y, Z, results_of
 
 
+class Ties:
+    """Leases whose homes say what the test wants."""
+
+    def __init__(self) -> None:
+        self.error: KvError | None = None
+        self.asked: list[tuple[bytes, ShardId, bool]] = []
+
+    async def tie(
+        self, lease_id: bytes, shard: ShardId, deadline: float, *, is_again: bool = False
+    ) -> dict[str, Any]:
+        self.asked.append((lease_id, shard, is_again))
+        if self.error is not None:
+            raise self.error
+        return {"lease": lease_id, "lease_generation": len(self.asked), "lease_until_ms": CLOCK_MS}
+
+
 class Desk:
     def __init__(self) -> None:
         self.runtime = PaperRuntime()
         self.shards = Shards(self.runtime)
-        self.transactions = Transactions(self.shards, self.runtime)  # type: ignore[arg-type]
+        self.ties = Ties()
+        self.transactions = Transactions(self.shards, self.runtime, self.ties)  # type: ignore[arg-type]
 
-    def run(self, *shards: ShardId, who: Identity | None = None, seconds: float = 5.0) -> Promise[Done]:
+    def run(
+        self,
+        *shards: ShardId,
+        who: Identity | None = None,
+        seconds: float = 5.0,
+        lease: bytes | None = None,
+    ) -> Promise[Done]:
         """A put on each shard, in the order given; time goes on until well past the deadline."""
         plan = Plan()
         for shard in shards or (X, Y):
-            plan.add_op(shard, True, commands.put(b"k%d" % shard, b""))
+            plan.add_op(shard, True, commands.put(b"k%d" % shard, b"", lease=lease))
         done = spawn(self.transactions.run(plan, who, self.runtime.time_s + seconds))
         self.runtime.run(seconds + 1.0)
         assert done.is_done
@@ -164,6 +187,34 @@ def test_refused_for_its_clock_is_tried_again(desk: Desk) -> None:
 
     desk.shards.says = refuse_once
     assert desk.run(X, Y).error is None
+
+
+def test_ties_are_asked_for_before_each_try_and_anew_after_a_refusal(desk: Desk) -> None:
+    def refuse_once(shard: ShardId, op: list[Any]) -> list[Any] | None:
+        return [REFUSED] if op[0] == PREPARE and shard == Y and len(desk.shards.ops(PREPARE)) <= 2 else None
+
+    desk.shards.says = refuse_once
+    assert desk.run(X, Y, lease=b"l").error is None
+    assert desk.ties.asked == [(b"l", shard, again) for again in (False, True) for shard in (X, Y)]
+    generations = [op[5][0][3]["lease_generation"] for _, op in desk.shards.ops(PREPARE)]
+    assert generations == [1, 2, 3, 4]
+
+
+def test_lease_without_a_home_ends_it_before_anything_is_held(desk: Desk) -> None:
+    desk.ties.error = NoLeader("gone")
+    assert isinstance(desk.run(X, Y, lease=b"l").error, NoLeader)
+    assert desk.shards.asked == []
+
+
+def test_lease_without_a_home_behind_a_doubtful_try_is_no_plain_failure(desk: Desk) -> None:
+    def says(shard: ShardId, op: list[Any]) -> Any:
+        if op[0] != PREPARE:
+            return None
+        desk.ties.error = NoLeader("gone")
+        return [OK, EARLIER, results_of(shard)] if shard == X else [OK, UNDER_WAY]
+
+    desk.shards.says = says
+    assert isinstance(desk.run(X, Y, who=TestIdentified.WHO, lease=b"l").error, OutcomeUnknown)
 
 
 class TestIdentified:

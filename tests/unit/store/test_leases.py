@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from kvstore.errors import InvalidArgument
 from kvstore.raft.messages import NORMAL, Configuration, Entry
-from kvstore.store import Engines, commands, lease_commands
+from kvstore.store import Engines, commands, lease_commands, txn_commands
 from kvstore.store.lease_ends import MARK_MS
-from kvstore.store.leases import AHEAD_MS_MAX, EXPIRED, REVOKED
+from kvstore.store.leases import AHEAD_MS_MAX, EXPIRED, REVOKED, TIED
 from kvstore.store.machine import Machine
-from kvstore.store.results import LEASE_NOT_FOUND, PRECONDITION_FAILED, REFUSED
+from kvstore.store.results import LEASE_NOT_FOUND, PRECONDITION_FAILED, REFUSED, TXN_FAILED
+from kvstore.store.transactions import COMMITTED, NO, YES
 from kvstore.types import LogIndex, Term
 
 T = 10_000
@@ -310,3 +312,123 @@ def test_the_absence_of_a_lease_is_a_result(home: Tablet) -> None:
     assert home.run(T, put(b"a"), identity=identity) == [[LEASE_NOT_FOUND]]
     grant(home)
     assert home.run(T, put(b"a"), identity=identity) == [[LEASE_NOT_FOUND]]
+
+
+# --- in transactions
+
+
+def txn_put(tablet: Tablet, clock_ms: int, *puts: commands.Op, identity: Any = None) -> Any:
+    return tablet.run(clock_ms, txn_commands.txn(([], list(puts), [])), identity=identity)[0]
+
+
+def prepare(tablet: Tablet, clock_ms: int, then: Any, otherwise: Any = (), txid: bytes = b"t") -> Any:
+    limit = clock_ms + 60_000
+    parts = ([], list(then), list(otherwise))
+    return tablet.one(clock_ms, txn_commands.prepare(txid, limit, [[0, limit], [1, 9]], parts))
+
+
+def decide(tablet: Tablet, clock_ms: int, *, commit: bool = True, branch: bool = True) -> Any:
+    return tablet.one(clock_ms, txn_commands.decide(b"t", commit=commit, branch=branch))
+
+
+def keys_of(tablet: Tablet, generation: int = 1) -> list[bytes]:
+    found: list[bytes] = tablet.ask("lease_keys", L, generation, b"", 100)[0]
+    return found
+
+
+def test_a_transaction_in_one_shard_ties_its_keys_to_a_lease_at_home(home: Tablet) -> None:
+    assert txn_put(home, T, put(b"a"), put(b"b")) == [TXN_FAILED, 0, [LEASE_NOT_FOUND], True]
+    grant(home)
+    assert txn_put(home, T, put(b"a"), put(b"b"))[0] == 0
+    assert home.ask("get", b"a", None)[5] == L
+    assert keys_of(home) == [b"a", b"b"]
+    expire(home, T + 10_000)
+    assert home.one(T + 10_000, ended(1))[2:] == [2, [True]]
+    assert home.keys() == []
+
+
+def test_a_transaction_in_one_shard_is_built_anew_when_its_tie_comes_too_late(other: Tablet) -> None:
+    late = put(b"a", generation=7, until_ms=T - 1)
+    assert txn_put(other, T, put(b"x", generation=7), late, identity=commands.Identity(b"s", 1)) == [REFUSED]
+    assert other.keys() == []
+    fresh = [put(b"x", generation=7), put(b"a", generation=7)]
+    assert txn_put(other, T, *fresh, identity=commands.Identity(b"s", 1))[0] == 0, (
+        "no session keeps a refusal"
+    )
+    assert other.keys() == [b"a", b"x"]
+
+
+def test_a_lease_that_is_gone_is_a_fault_of_its_branch_alone(other: Tablet) -> None:
+    assert prepare(other, T, [put(b"a", generation=0)], [put(b"a", generation=7)]) == [
+        0,
+        YES,
+        [True, [0, [LEASE_NOT_FOUND]], None],
+    ]
+    assert decide(other, T, branch=False)[1] == COMMITTED
+    assert keys_of(other, 7) == [b"a"]
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_prepare_whose_tie_comes_too_late_is_refused_for_good(other: Tablet, is_marked: bool) -> None:
+    if is_marked:
+        other.one(T, ended(7))
+    until_ms = T + 10_000 if is_marked else T + AHEAD_MS_MAX + 1
+    then = [commands.put(b"x", b""), put(b"a", generation=7, until_ms=until_ms)]
+    assert prepare(other, T, then) == [REFUSED]
+    assert prepare(other, T + 2, then) == [0, NO], "not even when the clock has come nearer"
+    assert other.one(T, commands.put(b"x", b"free"))[0] == 0
+
+
+@pytest.mark.parametrize("kind", [REVOKED, EXPIRED])
+def test_an_end_between_vote_and_decision_waits_and_takes_what_the_decision_puts(
+    other: Tablet, kind: int
+) -> None:
+    assert prepare(other, T, [put(b"a", generation=7)])[1] == YES
+    assert keys_of(other, 7) == [], "reserved is not tied"
+    assert other.one(T, ended(7, kind))[2:] == [0, [False]]
+    assert other.one(T + 30_000, ended(7, kind))[2:] == [0, [False]]
+    assert decide(other, T + 50_000)[1] == COMMITTED, "the vote has settled the tie, however late this is"
+    assert keys_of(other, 7) == [b"a"]
+    assert other.one(T + 50_000, ended(7, kind))[2:] == [1, [True]]
+    assert other.keys() == []
+    assert other.record_kinds() <= {b"n"}
+
+
+@pytest.mark.parametrize("had_it", [True, False])
+def test_a_transaction_that_is_dropped_ties_and_unties_nothing(other: Tablet, had_it: bool) -> None:
+    if had_it:
+        other.one(T, put(b"a", generation=7))
+    assert prepare(other, T, [put(b"a", generation=7)], [put(b"a", generation=8)])[1] == YES
+    decide(other, T, commit=False)
+    assert keys_of(other, 7) == ([b"a"] if had_it else [])
+    assert keys_of(other, 8) == []
+    assert other.one(T, ended(8))[2:] == [0, [True]]
+    assert other.one(T, ended(7))[2:] == [int(had_it), [True]]
+    assert other.record_kinds() <= {b"n"}
+
+
+def test_only_the_branch_that_is_carried_out_ties_its_key(other: Tablet) -> None:
+    other.one(T, put(b"a", generation=6))
+    assert prepare(other, T, [put(b"a", generation=7)], [put(b"a", generation=8)])[1] == YES
+    other.reopen()
+    decide(other, T, branch=False)
+    assert [keys_of(other, generation) for generation in (6, 7, 8)] == [[], [], [b"a"]]
+    assert other.ask("get", b"a", None)[5] == L
+
+
+def test_a_lease_at_home_that_ends_between_vote_and_decision_takes_the_key_with_it(home: Tablet) -> None:
+    grant(home)
+    assert prepare(home, T, [put(b"a")])[1] == YES
+    home.one(T, lease_commands.revoke(L, 1))
+    assert grant(home) == 2, "a later grant of the same id is another"
+    assert home.machine.has_lease_ends, "home itself must be told"
+    assert home.one(T, ended(1, REVOKED))[3] == [False]
+    decide(home, T)
+    assert (keys_of(home, 1), keys_of(home, 2)) == ([b"a"], [])
+    assert home.one(T, ended(1, REVOKED))[2:] == [1, [True]]
+    assert home.keys() == []
+
+
+def test_what_a_vote_has_settled_is_no_option_for_callers(other: Tablet) -> None:
+    with pytest.raises(InvalidArgument):
+        other.one(T, [commands.PUT, b"a", b"v", {TIED: b"\x00" * 8 + L}])

@@ -165,11 +165,6 @@ def test_reads_and_compares_of_reserved_keys_are_fine(node: ApiNode) -> None:
     assert reply.content["succeeded"] is True
 
 
-def test_put_with_a_lease_is_refused(node: ApiNode) -> None:
-    problem = node.problem(txn(node, [], [put("a", lease="x")]), 400, "invalid-argument")
-    assert "$.then[0].lease" in problem["detail"]
-
-
 def test_too_much_is_refused_with_the_limit() -> None:
     node = ApiNode(limits=Limits(txn_bytes_max=300, txn_ops_max=3, txn_shards_max=2))
     too_long = node.problem(txn(node, [], [put("a", "x" * 300)]), 413, "too-large")
@@ -296,6 +291,71 @@ def test_unknown_clock_costs_one_more_try(node: ApiNode) -> None:
     assert reply.status in (200, 409)
     node.router.knows_clocks = True
     assert txn(node, [], [put(key, "x") for key in keys]).status == 200
+
+
+# --- leases
+
+
+def grant(node: ApiNode, lease: str = "mine") -> None:
+    assert node.ask_json("POST", "/v1/leases", {"id": lease, "ttl": "10s"}).status == 201
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("who", [{}, {"KV_Session": "s1", "KV_Sequence": "1"}])
+def test_puts_of_a_transaction_are_tied_to_their_lease(
+    node: ApiNode, who: dict[str, str], count: int
+) -> None:
+    keys = spread(node, count)
+    grant(node)
+    ops = [put(key, lease="mine") for key in keys]
+    assert [each["status"] for each in txn(node, [], ops, **who).content["results"]] == [201] * count
+    assert sorted(node.ask("GET", "/v1/leases/mine").content["keys"]) == sorted(keys)
+    assert node.ask("DELETE", "/v1/leases/mine").status == 200
+    assert [node.value(key) for key in keys] == [None] * count
+    assert is_clean(node)
+    if who:
+        assert txn(node, [], ops, **who).headers["Idempotency-Replayed"] == "true", "the lease is not asked"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_transaction_whose_lease_is_gone_changes_nothing(node: ApiNode, count: int) -> None:
+    keys = spread(node, count)
+    ops = [put(keys[0]), put(beside(keys[-1], "tied"), lease="gone")]
+    problem = node.problem(txn(node, [], ops), 404, "lease-not-found")
+    assert (problem["op"], problem["succeeded"]) == (1, True)
+    assert node.value(keys[0]) is None
+    assert txn(node, [{"key": keys[0], "version": {"gt": 0}}], ops, [get(keys[0])]).status == 200
+    assert is_clean(node)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_transaction_asks_again_for_a_lease_that_was_granted_anew(node: ApiNode, count: int) -> None:
+    """What this node knows of the first grant would be refused: it has ended everywhere."""
+    keys = spread(node, count)
+    ops = [put(key, lease="mine") for key in keys]
+    for _ in range(2):
+        grant(node)
+        assert txn(node, [], ops).status == 200
+        assert node.ask("DELETE", "/v1/leases/mine").status == 200
+        assert [node.value(key) for key in keys] == [None] * count
+    assert is_clean(node)
+
+
+def test_transaction_whose_lease_has_no_home_is_not_begun(node: ApiNode) -> None:
+    home = node.router.shard_of(b"_leases/mine")
+    a, b, *_ = [key for key in spread(node, 3) if node.router.shard_of(key.encode()) != home]
+    grant(node)
+    node.router.fail[home] = NoLeader("gone", retry_after=1)
+    problem = node.problem(txn(node, [], [put(a, lease="mine"), put(b)]), 503, "no-leader")
+    assert problem["retryable"] is True
+    node.router.fail.clear()
+    assert is_clean(node)
+    assert node.value(b) is None
+
+
+def test_id_of_a_lease_is_checked(node: ApiNode) -> None:
+    problem = node.problem(txn(node, [], [put("a", lease="no such")]), 400, "invalid-argument")
+    assert "$.then[0].lease" in problem["detail"]
 
 
 # --- exactly once
