@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from types import TracebackType
 
 from kvstore.client import claims
 from kvstore.client.aio_driver import Driver, event
-from kvstore.client.claims import Claim, Claimed, ClaimTerms, Granted, Queue
+from kvstore.client.claims import Claim, Claimed, ClaimTerms, Granted, Queue, Taking
 from kvstore.client.clock import claim_s
+from kvstore.client.plan import execute
 from kvstore.errors import KvError
 
 
@@ -141,7 +141,13 @@ class Held:
 
 
 async def acquire(driver: Driver, queue: Queue, terms: ClaimTerms, name: str) -> Held:
-    claimed, claim = await driver.drive(claims.acquire(driver.core, queue, terms, claim_s, event()))
+    taking = Taking(driver.core, queue, terms, claim_s)
+    try:
+        claimed, claim = await driver.drive(taking.acquire(event()))
+    except BaseException:
+        if taking.is_open:
+            driver.in_background(taking.give_up(event()))
+        raise
     return Held(driver, queue, claimed, claim, name)
 
 
@@ -152,7 +158,7 @@ async def grant(driver: Driver, ttl: float, lease: str | None, timeout_s: float 
 
 
 async def _give_back(driver: Driver, claim: Claim, release: claims.Release) -> None:
-    """What cannot be given back runs out by itself."""
+    """Goes on when whoever waits for it is cancelled. What cannot be given back runs out by itself."""
     claim.end(claim.why_lost)
-    with suppress(KvError):
-        await driver.call(release, min(claims.RELEASE_S_MAX, driver.timeout_s))
+    limit_s = min(claims.RELEASE_S_MAX, driver.timeout_s)
+    await asyncio.shield(driver.in_background(execute(driver.core, release, limit_s, event())))

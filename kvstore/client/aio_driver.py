@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from kvstore.client.aio_http import Connections
 from kvstore.client.exchange import Event, Failure, Reply, Send, Sleep
@@ -13,9 +14,12 @@ from kvstore.client.farewell import farewell
 from kvstore.client.plan import Call, Core, Plan, execute
 from kvstore.client.routes import Routes
 from kvstore.client.session import Sessions
-from kvstore.errors import Unavailable
+from kvstore.errors import KvError, Unavailable
 
 T = TypeVar("T")
+
+BACKGROUND_S_MAX = 2.0
+"""How long closing a client waits for what is given back in the background."""
 
 
 class Driver:
@@ -28,10 +32,13 @@ class Driver:
         """Deadline of a call that does not name its own."""
         self.core = Core(Routes(endpoints), Sessions(_mint), is_routing=is_routing, is_patient=is_patient)
         self.connections = Connections()
+        self._background = set[asyncio.Task[None]]()
 
     async def close(self) -> None:
-        """Say goodbye and close all connections."""
+        """Say goodbye and close all connections, when what is done in the background has had its time."""
         try:
+            if self._background:
+                await asyncio.wait(self._background, timeout=BACKGROUND_S_MAX)
             if not self.connections.is_closed:
                 await self.drive(farewell(self.core))
         finally:
@@ -42,6 +49,17 @@ class Driver:
 
     async def call(self, call: Call[T], timeout_s: float | None) -> T:
         return await self.drive(execute(self.core, call, self.limit(timeout_s), event()))
+
+    def in_background(self, plan: Plan[Any]) -> asyncio.Task[None]:
+        """Carry a plan out that nobody depends on. Its failure is nobody's either."""
+        task = asyncio.get_running_loop().create_task(self._try(plan), name="kvstore-background")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def _try(self, plan: Plan[Any]) -> None:
+        with suppress(KvError):
+            await self.drive(plan)
 
     async def drive(self, plan: Plan[T]) -> T:
         if self.connections.is_closed:

@@ -22,7 +22,8 @@ from kvstore.client.exchange import Event, Reply, Sleep
 from kvstore.client.operations import JSON_BODY
 from kvstore.client.plan import Call, Core, Kind, Plan, execute
 from kvstore.client.results import Leader, LeaseInfo
-from kvstore.errors import InvalidArgument, KvError, LeaseNotFound, Locked, LockLost, NotFound
+from kvstore.client.session import Ticket
+from kvstore.errors import InvalidArgument, KvError, LeaseNotFound, Locked, LockLost, NotApplied, NotFound
 
 TTL_S_DEFAULT = 10.0
 RENEWALS_PER_TTL = 3
@@ -168,7 +169,9 @@ class Queue(NamedTuple):
         path = f"/v1/elections/{_segment(name, 'the name of an election')}"
         return cls(path, b"_elections/" + codec.value_bytes(name), codec.value_bytes(value), "office")
 
-    def claim(self, ttl: float, wait_s: float) -> Call[Claimed]:
+    def claim(
+        self, ttl: float, wait_s: float, told_identity: Callable[[Ticket], None] | None = None
+    ) -> Call[Claimed]:
         """Queue up for at most `wait_s`. Raises Locked."""
         _check_ttl(ttl)
 
@@ -190,6 +193,22 @@ class Queue(NamedTuple):
             key=self.key,
             wait_s=wait_s,
             waiting=waiting,
+            told_identity=told_identity,
+        )
+
+    def ask_again(self, ttl: float, ticket: Ticket) -> Call[Claimed]:
+        """What became of a claim that went under this ticket, without waiting any longer. Raises Locked or
+        LockLost if it holds nothing."""
+        call = self.claim(ttl, 0.0)
+        identity = (("KV-Session", ticket.session), ("KV-Sequence", str(ticket.sequence)))
+        return Call(
+            Kind.REPEATABLE,
+            call.method,
+            call.target,
+            _claimed,
+            call.body,
+            (*call.headers, *identity),
+            key=self.key,
         )
 
     def keep(self, token: str) -> Call[float]:
@@ -240,41 +259,78 @@ def _leader(reply: Reply) -> Leader | None:
 # Keeping.
 
 
-def acquire(
-    core: Core,
-    queue: Queue,
-    terms: ClaimTerms,
-    clock: Callable[[], float],
-    start: Event,
-) -> Plan[tuple[Claimed, Claim]]:
-    """Queue up until the claim is granted. Raises Locked when `wait_s` has passed."""
-    event, began_at = start, clock()
-    while True:
-        sent_at = clock()
-        left_s = max(0.0, terms.wait_s - (sent_at - began_at))
-        wait_s = min(left_s, WAIT_S_MAX)
-        try:
-            claimed = yield from execute(
-                core, queue.claim(terms.ttl_s, wait_s), wait_s + terms.timeout_s, event
-            )
-            claim = Claim(queue.keep(claimed.token), terms.ttl_s, sent_at, clock)
-            if clock() - sent_at > terms.ttl_s / (2 * RENEWALS_PER_TTL):
-                # It was granted some time after it was sent. From when it holds is known by a renewal only.
-                event = yield Sleep(0.0)
-                yield from claim.renew(core, min(terms.timeout_s, terms.ttl_s), event)
-            return claimed, claim
-        except (Locked, LockLost):
-            if clock() - began_at >= terms.wait_s - WAIT_SLACK_S:
-                raise
-        event = yield Sleep(AGAIN_S * (0.5 + event.dice))
-
-
 class ClaimTerms(NamedTuple):
     ttl_s: float
     wait_s: float
     """How long to queue; infinite: until it is granted."""
     timeout_s: float
     """How long the cluster may take beyond that."""
+
+
+class Taking:
+    """The way to a claim, and back if nobody comes to hold it: whatever ends `acquire` without a result (a
+    failure, or that its caller was cancelled), `give_up` gives back what may have been granted meanwhile."""
+
+    def __init__(self, core: Core, queue: Queue, terms: ClaimTerms, clock: Callable[[], float]) -> None:
+        self._core = core
+        self._queue = queue
+        self._terms = terms
+        self._clock = clock
+        self._ticket: Ticket | None = None
+        """Of a claim that was sent and whose answer is not known."""
+        self._token: str | None = None
+        """Of a claim that was granted, and that nobody holds yet."""
+
+    @property
+    def is_open(self) -> bool:
+        """Something may be granted, to nobody."""
+        return self._token is not None or self._ticket is not None
+
+    def acquire(self, start: Event) -> Plan[tuple[Claimed, Claim]]:
+        """Queue up until the claim is granted. Raises Locked when `wait_s` has passed."""
+        terms, clock = self._terms, self._clock
+        event, began_at = start, clock()
+        while True:
+            sent_at = clock()
+            left_s = max(0.0, terms.wait_s - (sent_at - began_at))
+            wait_s = min(left_s, WAIT_S_MAX)
+            try:
+                claimed = yield from self._ask(wait_s, event)
+                claim = Claim(self._queue.keep(claimed.token), terms.ttl_s, sent_at, clock)
+                if clock() - sent_at > terms.ttl_s / (2 * RENEWALS_PER_TTL):
+                    # Granted some time after it was sent. From when it holds is known by a renewal only.
+                    event = yield Sleep(0.0)
+                    yield from claim.renew(self._core, min(terms.timeout_s, terms.ttl_s), event)
+                self._token = None
+                return claimed, claim
+            except (Locked, LockLost):
+                self._token = None
+                if clock() - began_at >= terms.wait_s - WAIT_SLACK_S:
+                    raise
+            event = yield Sleep(AGAIN_S * (0.5 + event.dice))
+
+    def _ask(self, wait_s: float, event: Event) -> Plan[Claimed]:
+        call = self._queue.claim(self._terms.ttl_s, wait_s, self._told_identity)
+        try:
+            claimed = yield from execute(self._core, call, wait_s + self._terms.timeout_s, event)
+        except NotApplied:
+            self._ticket = None
+            raise
+        self._ticket, self._token = None, claimed.token
+        return claimed
+
+    def _told_identity(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+
+    def give_up(self, start: Event) -> Plan[None]:
+        """Raises what comes in its way; what cannot be given back runs out by itself."""
+        event, token, ticket = start, self._token, self._ticket
+        if token is None and ticket is not None:
+            call = self._queue.ask_again(self._terms.ttl_s, ticket)
+            token = (yield from execute(self._core, call, RELEASE_S_MAX, event)).token
+            event = yield Sleep(0.0)
+        if token is not None:
+            yield from execute(self._core, self._queue.release(token), RELEASE_S_MAX, event)
 
 
 class Claim:

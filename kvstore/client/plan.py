@@ -123,6 +123,8 @@ class Call(Generic[T]):
     """The server may hold the answer back for so long, in all attempts together."""
     waiting: Callable[[float], tuple[str, bytes]] | None = None
     """Makes target and body anew for what is left of the wait, in seconds."""
+    told_identity: Callable[[Ticket], None] | None = None
+    """Is told each identity that it goes under."""
 
 
 class Core:
@@ -254,6 +256,8 @@ class _Execution(Generic[T]):
 
     def begin_identity(self) -> None:
         self.ticket = self.core.sessions.begin()
+        if self.call.told_identity is not None:
+            self.call.told_identity(self.ticket)
         if self.shard is not None:
             self.since = self.routes.clock_of(self.shard, self.now)
         if self.since is not None and self.call.other_keys:

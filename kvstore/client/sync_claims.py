@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from kvstore.client import claims
-from kvstore.client.claims import Claim, Claimed, ClaimTerms, Granted, Queue
+from kvstore.client.claims import Claim, Claimed, ClaimTerms, Granted, Queue, Taking
 from kvstore.client.clock import claim_s
 from kvstore.client.sync_driver import Driver, event
 from kvstore.errors import KvError
@@ -146,7 +146,13 @@ class Held:
 
 
 def acquire(driver: Driver, queue: Queue, terms: ClaimTerms, name: str) -> Held:
-    claimed, claim = driver.drive(claims.acquire(driver.core, queue, terms, claim_s, event()))
+    taking = Taking(driver.core, queue, terms, claim_s)
+    try:
+        claimed, claim = driver.drive(taking.acquire(event()))
+    except BaseException:
+        if taking.is_open:
+            driver.in_background(taking.give_up(event()))
+        raise
     return Held(driver, queue, claimed, claim, name)
 
 

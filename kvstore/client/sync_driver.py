@@ -6,7 +6,8 @@ import os
 import random
 import threading
 import time
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from kvstore.client.exchange import Event, Failure, Reply, Send, Sleep
 from kvstore.client.farewell import farewell
@@ -14,9 +15,12 @@ from kvstore.client.plan import Call, Core, Plan, execute
 from kvstore.client.routes import Routes
 from kvstore.client.session import Sessions
 from kvstore.client.sync_http import Pool
-from kvstore.errors import Unavailable
+from kvstore.errors import KvError, Unavailable
 
 T = TypeVar("T")
+
+BACKGROUND_S_MAX = 2.0
+"""How long closing a client waits for what is given back in the background."""
 
 
 class Driver:
@@ -38,6 +42,7 @@ class Driver:
         self.pool = Pool()
         self.lock = threading.Lock()
         """Held while a plan thinks, never while it waits: plans share the routes and sessions."""
+        self._background: list[threading.Thread] = []
         self._process = os.getpid()
 
     def notice_fork(self) -> None:
@@ -47,7 +52,10 @@ class Driver:
             self._begin()
 
     def close(self) -> None:
-        """Say goodbye and close all connections."""
+        """Say goodbye and close all connections, when what is done in the background has had its time."""
+        until = time.monotonic() + BACKGROUND_S_MAX
+        for thread in self._background:
+            thread.join(max(0.0, until - time.monotonic()))
         # Neither a forked child's to say, nor to be said twice.
         if self._process == os.getpid() and not self.pool.is_closed:
             self.drive(farewell(self.core))
@@ -59,6 +67,17 @@ class Driver:
     def call(self, call: Call[T], timeout_s: float | None) -> T:
         self.notice_fork()
         return self.drive(execute(self.core, call, self.limit(timeout_s), event()))
+
+    def in_background(self, plan: Plan[Any]) -> None:
+        """Carry a plan out that nobody depends on. Its failure is nobody's either."""
+
+        def carry_out() -> None:
+            with suppress(KvError):
+                self.drive(plan)
+
+        self._background = [thread for thread in self._background if thread.is_alive()]
+        self._background.append(threading.Thread(target=carry_out, name="kvstore-background", daemon=True))
+        self._background[-1].start()
 
     def drive(self, plan: Plan[T], interrupt: threading.Event | None = None) -> T:
         """Carry the plan out. `interrupt` ends its next pause, and the plan, with Unavailable."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvstore.client import LeaseNotFound, Locked, LockLost, Unavailable
-from kvstore.client.claims import Claim, Claimed, ClaimTerms, Queue, acquire, keep_lease, revoke
+from kvstore.client.claims import RELEASE_S_MAX, Claim, Claimed, ClaimTerms, Queue, Taking, keep_lease, revoke
 from kvstore.client.exchange import Event, Failure, Fault, Reply, Request, Send, Sleep
 from kvstore.client.plan import WAIT_ANSWER_S
 from kvstore.errors import InvalidArgument, OutcomeUnknown
@@ -83,11 +83,18 @@ def keeping(ttl_s: float = 9.0) -> tuple[Stage, Claim]:
 
 
 def acquiring(ttl_s: float = 9.0, wait_s: float = 5.0, timeout_s: float = 5.0) -> Stage:
+    return taking(ttl_s, wait_s, timeout_s)[0]
+
+
+def taking(ttl_s: float = 9.0, wait_s: float = 5.0, timeout_s: float = 5.0) -> tuple[Stage, Taking]:
+    made: list[Taking] = []
+
     def make(stage: Stage) -> Generator[Any, Event, tuple[Claimed, Claim]]:
         terms = ClaimTerms(ttl_s, wait_s, timeout_s)
-        return acquire(plain_core(is_routing=False), Queue.lock("jobs"), terms, stage.clock, Event(0.0, 0.5))
+        made.append(Taking(plain_core(is_routing=False), Queue.lock("jobs"), terms, stage.clock))
+        return made[0].acquire(Event(0.0, 0.5))
 
-    return Stage(make)
+    return Stage(make), made[0]
 
 
 # Keeping.
@@ -232,6 +239,55 @@ def test_locked_is_a_verdict_even_after_an_attempt_of_unknown_fate() -> None:
     stage.time_out()
     with pytest.raises(Locked):
         stage.problem(409, "locked")
+
+
+def giving_up(way: Taking) -> Stage:
+    return Stage(lambda _: way.give_up(Event(0.0, 0.5)))
+
+
+def test_a_claim_that_nobody_came_to_hold_is_given_back() -> None:
+    stage, way = taking(ttl_s=9.0, wait_s=20.0)
+    stage.reply(200, {"token": "t", "fence": 7, "ttl_ms": 9000}, after_s=15.0)
+    with pytest.raises(Unavailable):
+        _go_on(stage, stage.fail)
+    assert way.is_open, "it may be held, though the renewal has failed"
+    back = giving_up(way)
+    assert (back.request.method, back.request.target) == ("DELETE", "/v1/locks/jobs/t")
+    back.reply(200, {"released": True})
+    assert back.is_over
+
+
+def test_a_claim_that_was_cancelled_is_asked_for_once_more_to_be_given_back() -> None:
+    stage, way = taking(wait_s=20.0)
+    asked = stage.request.headers
+    stage._plan.close()
+    assert way.is_open
+    back = giving_up(way)
+    assert back.body == {"ttl": "9000ms", "wait": "0ms"}
+    for name in ("KV-Session", "KV-Sequence"):
+        assert back.request.headers[name] == asked[name], "the same claim, whatever has become of it"
+    assert back.effect.timeout_s <= RELEASE_S_MAX
+    back.reply(200, {"token": "t", "fence": 7, "ttl_ms": 9000})
+    back.wake()
+    assert (back.request.method, back.request.target) == ("DELETE", "/v1/locks/jobs/t")
+    back.problem(404, "lock-lost")
+    assert back.is_over
+
+
+def test_a_claim_of_unknown_fate_is_given_back_too_and_one_that_was_not_granted_is_not() -> None:
+    stage, way = taking(wait_s=0.0, timeout_s=2.0)
+    with pytest.raises(OutcomeUnknown):
+        _go_on(stage, stage.time_out)
+    assert way.is_open
+    with pytest.raises(Locked):
+        giving_up(way).problem(409, "locked")
+    stage, way = taking(wait_s=0.0)
+    with pytest.raises(Locked):
+        stage.problem(409, "locked")
+    assert not way.is_open
+    stage, way = taking()
+    stage.reply(200, {"token": "t", "fence": 7, "ttl_ms": 9000}, after_s=0.2)
+    assert not way.is_open, "its holder gives it back"
 
 
 def test_giving_back_twice_is_no_error() -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from kvstore.client import (
     Conflict,
     Delete,
     Expire,
+    KvError,
     LeaseNotFound,
     Locked,
     LockLost,
@@ -280,6 +282,81 @@ def test_a_lock_whose_renewals_fail_is_lost_before_others_get_it(kv: Client, clu
         assert not held.is_held
         with pytest.raises(LockLost):
             held.check()
+
+
+async def cancel_at(moment: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    await moment.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_lock_call_that_is_cancelled_gives_back_what_it_was_granted(cluster: FakeCluster) -> None:
+    granted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    answers = []
+
+    def hold_back(seen: Seen) -> Answer | None:
+        if seen.method == "POST" and seen.target == "/v1/locks/jobs" and not answers:
+            answers.append(seen)
+            loop.call_soon_threadsafe(granted.set)
+            time.sleep(0.3)
+        return None
+
+    cluster.after = hold_back
+    async with AsyncClient(*cluster.endpoints, timeout=10.0) as kv:
+
+        async def work() -> None:
+            async with kv.lock("jobs", ttl=60):
+                pytest.fail("it was cancelled")
+
+        await cancel_at(granted, work())
+        async with kv.lock("jobs", ttl=5, wait=5) as held:
+            assert held.is_held, "long before the TTL of the first has passed"
+
+
+async def test_a_block_that_is_cancelled_while_it_gives_back_gives_back_all_the_same(
+    cluster: FakeCluster,
+) -> None:
+    leaving = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold_back(seen: Seen) -> Answer | None:
+        if seen.method == "DELETE":
+            loop.call_soon_threadsafe(leaving.set)
+            time.sleep(0.2)
+        return None
+
+    cluster.before = hold_back
+    async with AsyncClient(*cluster.endpoints, timeout=10.0) as kv:
+
+        async def work() -> None:
+            async with kv.lock("jobs", ttl=60):
+                pass
+
+        await cancel_at(leaving, work())
+        async with kv.lock("jobs", ttl=5, wait=5) as held:
+            assert held.is_held
+
+
+def test_a_lock_whose_first_renewal_fails_is_given_back(kv: Client, cluster: FakeCluster) -> None:
+    first = threading.Event()
+
+    def hold_back(seen: Seen) -> Answer | None:
+        if seen.method == "POST" and not first.is_set():
+            first.set()
+            time.sleep(1.1)  # longer than a sixth of the TTL: from when it holds must be asked
+            cut_off(cluster)
+        return None
+
+    cluster.after = hold_back
+    with pytest.raises(KvError), kv.lock("jobs", ttl=6, wait=3, timeout=0.6):
+        pytest.fail("nobody knows whether it is held")
+    cluster.before = cluster.after = None
+    begun = time.monotonic()
+    with kv.lock("jobs", ttl=60, wait=10, timeout=10):
+        assert time.monotonic() - begun < 2.5, "before the TTL has passed"
 
 
 async def test_a_lost_lock_does_not_hide_the_blocks_own_error(cluster: FakeCluster) -> None:
