@@ -63,18 +63,35 @@ def demo() -> Iterator[Demo]:
         pytest.fail(complaint.decode())
     yield Demo(json.loads(line))
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
-def test_a_cold_demo_runs_a_command_within_ten_seconds() -> None:
-    begun = time.monotonic()
+def cold_demo() -> tuple[float, float]:
+    """Gives the seconds that it took, and those of processor time of all its processes."""
+    begun, cpu_s = time.monotonic(), cpu_of_children_s()
     command = f"{' '.join(KVCTL)} put a 1 && {' '.join(KVCTL)} get a"
     done = subprocess.run(
-        [*KVCTL, "demo", "--exec", command],
-        capture_output=True, env=environment(), cwd=ROOT, timeout=60, check=False,
+        [*KVCTL, "demo", "--wait", "60s", "--exec", command],
+        capture_output=True, env=environment(), cwd=ROOT, timeout=100, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, b"1"), done.stderr.decode()
-    assert time.monotonic() - begun < 10.0
+    return time.monotonic() - begun, cpu_of_children_s() - cpu_s
+
+
+def cpu_of_children_s() -> float:
+    used = os.times()
+    return used.children_user + used.children_system
+
+
+def test_a_cold_demo_runs_a_command_with_the_work_of_less_than_ten_seconds() -> None:
+    """Of one core, whatever else the machine does meanwhile."""
+    assert cold_demo()[1] < 10.0
+
+
+@pytest.mark.slow
+def test_a_cold_demo_runs_a_command_within_ten_seconds() -> None:
+    """On a machine that has nothing else to do."""
+    assert cold_demo()[0] < 10.0
 
 
 def test_values_survive_the_way_there_and_back(demo: Demo) -> None:

@@ -106,13 +106,11 @@ def node_of(cluster: LocalCluster, watch: Any) -> str:
     return next(name for name, found in cluster.client.items() if found == address)
 
 
-@pytest.mark.timeout(180)
 async def test_a_watch_loses_and_repeats_nothing_while_its_nodes_are_killed(cluster: LocalCluster) -> None:
     await _watch_through(cluster, [cluster.kill, cluster.kill])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 async def test_a_watch_loses_and_repeats_nothing_while_its_nodes_are_frozen(cluster: LocalCluster) -> None:
     await _watch_through(cluster, [cluster.pause, cluster.kill, cluster.pause])
 
@@ -152,7 +150,6 @@ async def _collect(watch: Any, seen: list[Put], count: int, limit_s: float = 30.
             seen.append(change)
 
 
-@pytest.mark.timeout(120)
 def test_a_blocking_watch_goes_on_where_another_has_stopped(cluster: LocalCluster) -> None:
     with blocking(cluster) as kv:
         with kv.watch(prefix="halves/", timeout=20.0) as watch:
@@ -219,7 +216,6 @@ with Client(*sys.argv[1].split(","), timeout=10.0) as kv:
 """
 
 
-@pytest.mark.timeout(120)
 def test_a_holder_that_is_frozen_longer_than_its_ttl_learns_that_it_lost_the_lock(
     cluster: LocalCluster,
 ) -> None:
@@ -250,7 +246,6 @@ def test_a_holder_that_is_frozen_longer_than_its_ttl_learns_that_it_lost_the_loc
         process.wait()
 
 
-@pytest.mark.timeout(120)
 async def test_locks_pass_from_hand_to_hand_while_a_node_is_killed(cluster: LocalCluster) -> None:
     fences: list[int] = []
     inside = 0
@@ -275,7 +270,6 @@ async def test_locks_pass_from_hand_to_hand_while_a_node_is_killed(cluster: Loca
     assert fences == sorted(set(fences)), "fences grow"
 
 
-@pytest.mark.timeout(120)
 async def test_a_leader_is_followed_by_the_next_candidate(cluster: LocalCluster) -> None:
     async with client(cluster) as kv, kv.observe("office", timeout=30.0) as seen:
         assert await anext(seen) is None
@@ -297,7 +291,6 @@ async def _lead(kv: AsyncClient) -> int:
         return office.fence
 
 
-@pytest.mark.timeout(120)
 async def test_a_lease_keeps_its_keys_alive_and_takes_them_along(cluster: LocalCluster) -> None:
     async with client(cluster) as kv:
         async with await kv.grant(8.0) as lease:
@@ -323,7 +316,6 @@ async def test_a_lease_keeps_its_keys_alive_and_takes_them_along(cluster: LocalC
         assert time.monotonic() - begun >= 1.4
 
 
-@pytest.mark.timeout(120)
 async def test_a_counter_in_transactions_of_sixteen_tasks_is_exact(cluster: LocalCluster) -> None:
     async with client(cluster, 60.0) as kv:
 
@@ -343,7 +335,6 @@ async def test_a_counter_in_transactions_of_sixteen_tasks_is_exact(cluster: Loca
         assert item.value == b"80"
 
 
-@pytest.mark.timeout(120)
 def test_money_moves_over_shards_and_none_is_made_while_a_node_is_killed(cluster: LocalCluster) -> None:
     accounts = [f"account/{number}" for number in range(6)]
     with blocking(cluster, 30.0) as kv:
@@ -456,7 +447,6 @@ def test_kvctl_locks_watches_and_elects(cluster: LocalCluster, tmp_path: Path) -
     assert kvctl("lease", "revoke", lease).returncode == 3
 
 
-@pytest.mark.timeout(150)
 def test_a_watch_that_comes_back_after_its_history_is_gone_is_told_all_that_is_there(tmp_path: Path) -> None:
     history = {"history": {"revisions": 50, "minutes": 0}}
     with served_cluster(tmp_path, shards=1, settings=history) as small, blocking(small) as kv:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.support.local_cluster import LocalCluster, served_cluster
 DISK_BYTES = 600 << 20
 SMALL_BYTES = 400 << 20
 LEFT_BYTES = 24 << 20
+NOTICED = "is quarantined: log ends at"
 
 needs_disks = pytest.mark.skipif(can_mount() is not None, reason=can_mount() or "")
 needs_strace = pytest.mark.skipif(can_inject() is not None, reason=can_inject() or "")
@@ -77,13 +79,11 @@ async def lose_power(disks: Disks, cuts: int) -> list[str]:
 
 
 @needs_disks
-@pytest.mark.timeout(180)
 async def test_acknowledged_writes_survive_a_power_cut_of_all_nodes(disks: Disks) -> None:
     assert await lose_power(disks, cuts=2) == []
 
 
 @needs_disks
-@pytest.mark.timeout(180)
 async def test_a_store_that_forgets_to_sync_is_caught_by_the_power_cut(disks: Disks) -> None:
     cluster = disks.cluster
     plant(cluster, "syncs-do-nothing")
@@ -97,12 +97,22 @@ async def test_a_store_that_forgets_to_sync_is_caught_by_the_power_cut(disks: Di
             await asyncio.to_thread(disks.cut_power_of_all)
             cluster.environment.clear()
             cluster.start()
-            await asyncio.to_thread(cluster.wait_until_served, 20)
+            await asyncio.to_thread(served_unless_noticed, cluster)
             await load.acknowledge(200)
     except* TargetError as errors:
-        # Tablets had been flushed by themselves, so that the nodes see what their logs lack.
-        is_noticed = all("is quarantined: log ends at" in str(error) for error in errors.exceptions)
+        is_noticed = all(NOTICED in str(error) for error in errors.exceptions)
     assert is_noticed or load.contradictions(), "writes that were never synced survived: no bite"
+
+
+def served_unless_noticed(cluster: LocalCluster) -> None:
+    """Tablets may have been flushed by themselves: then the nodes see what their logs lack, and say so."""
+    for _ in range(60):
+        if any(NOTICED in cluster.log(name) for name in cluster.names):
+            raise TargetError(NOTICED)
+        with suppress(TargetError):
+            cluster.wait_until_served(1.0)
+            return
+    raise TargetError("neither served nor noticed")
 
 
 @needs_disks
@@ -113,7 +123,6 @@ async def test_twenty_power_cuts_of_all_nodes(disks: Disks) -> None:
 
 
 @needs_strace
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
 async def test_a_node_whose_disk_fails_stops_and_says_why_and_the_cluster_goes_on(
     tmp_path: Path, call: str
@@ -140,7 +149,6 @@ def _says_why(log: str) -> bool:
 
 
 @needs_disks
-@pytest.mark.timeout(240)
 async def test_a_full_disk_refuses_writes_with_507_loses_nothing_and_works_again(tmp_path: Path) -> None:
     disks = Disks(tmp_path, SMALL_BYTES, shards=2, settings={"storage": {"wal_segment_bytes": 8 << 20}})
     cluster = disks.cluster

@@ -93,7 +93,6 @@ PATHS = [(name,) for name in COORDINATION] + [("lease", name) for name in LEASES
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
 def test_the_examples_of_the_help_run(shell: Shell, path: tuple[str, ...]) -> None:
     examples = examples_of(_command(*path))
@@ -136,7 +135,6 @@ def _blocks(language: str, after: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
 
 
-@pytest.mark.timeout(120)
 def test_the_curl_lines_of_the_readme_work(shell: Shell) -> None:
     (block,) = _blocks("sh", "Use")
     shell.run("kvctl del --prefix '' --yes")
@@ -156,7 +154,6 @@ def test_the_curl_lines_of_the_readme_work(shell: Shell) -> None:
     assert '"type":"start"' in done.stdout
 
 
-@pytest.mark.timeout(120)
 def test_the_python_lines_of_the_readme_work(shell: Shell) -> None:
     (block,) = _blocks("python", "Use")
     first, second = list(shell.cluster.client.values())[:2]

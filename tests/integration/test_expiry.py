@@ -14,7 +14,6 @@ BASELINE_S_MAX = 0.020
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("is_one_shard", [False, True])
 def test_50000_keys_of_one_second_go_within_30_s_beside_1000_puts_a_second(
     tmp_path: Path, is_one_shard: bool

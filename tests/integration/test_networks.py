@@ -21,19 +21,20 @@ for number in range(60):
     time.sleep(0.004)
 """
 _RECEIVE = """
-import json, socket, struct, time
+import json, select, socket, struct, sys, time
 receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 receiver.bind(("0.0.0.0", 9))
-receiver.settimeout(1.5)
 print(flush=True)
 numbers, waits = [], []
-try:
-    while True:
+sources, silence_s = [receiver, sys.stdin], None
+while ready := select.select(sources, [], [], silence_s)[0]:
+    if receiver in ready:
         number, sent = struct.unpack("!Id", receiver.recv(2000)[:12])
         numbers.append(number)
         waits.append(time.monotonic() - sent)
-except TimeoutError:
-    print(json.dumps([numbers, waits]))
+    else:
+        sources, silence_s = [receiver], 0.7
+print(json.dumps([numbers, waits]))
 """
 
 
@@ -48,10 +49,13 @@ class Link:
         before = self.network.counters()
         self.network.set_links({f"{A}>{B}": rule})
         receive = [sys.executable, "-c", _RECEIVE]
-        with subprocess.Popen(self._at(B, receive), stdout=subprocess.PIPE, text=True) as receiver:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(self._at(B, receive), text=True, **pipes) as receiver:
+            assert receiver.stdin is not None
             assert receiver.stdout is not None
             receiver.stdout.readline()
             subprocess.run(self._at(A, [sys.executable, "-c", _SEND, B]), check=True)
+            receiver.stdin.close()
             numbers, waits = json.loads(receiver.stdout.readline())
         after = self.network.counters()
         own = {

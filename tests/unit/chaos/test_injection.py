@@ -28,7 +28,7 @@ def test_process_that_dies_of_the_fault_before_anybody_looked_was_hit(
         assert writer.stdout is not None
         writer.stdout.readline()
         with injection.Injection(writer.pid, "pwrite64", "error=EIO", tmp_path / "record") as fault:
-            assert writer.wait(10) != 0
+            assert writer.wait(60) != 0
         assert fault.bites > 0
 
 

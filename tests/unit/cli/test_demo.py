@@ -51,7 +51,7 @@ def running(scratch: Path) -> list[int]:
 
 def assert_gone(scratch: Path) -> None:
     """The kernel tells children of their parent's death a moment later."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while running(scratch) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert running(scratch) == []
@@ -141,7 +141,7 @@ def test_signals_end_it_in_an_orderly_way(
     assert len(shown["endpoints"]) == 3
     assert sorted(node["pid"] for node in shown["nodes"]) == sorted(running(scratch))
     interactive.send_signal(number)
-    assert interactive.wait(10) == 0
+    assert interactive.wait(60) == 0
     assert list(scratch.iterdir()) == []
 
 
@@ -151,7 +151,7 @@ def test_a_command_that_is_interrupted_is_ended_too(scratch: Path, number: signa
     assert process.stdout is not None
     command = int(process.stdout.readline())
     process.send_signal(number)
-    assert process.wait(10) == code
+    assert process.wait(60) == code
     process.communicate()
     with pytest.raises(ProcessLookupError):
         os.kill(command, 0)

@@ -73,9 +73,9 @@ def test_an_endpoint_that_refuses_is_named_with_one_next_step(run: Run, cluster:
     for server in cluster.servers:
         server.stop()
     begun = time.monotonic()
-    refused = run("get", "a")
+    refused = run("--timeout", "60s", "get", "a")
     assert refused.exit_code == 6
-    assert time.monotonic() - begun < 2.0, "nothing listens: waiting for the deadline helps nobody"
+    assert time.monotonic() - begun < 30.0, "nothing listens: waiting for the deadline helps nobody"
     for endpoint in cluster.endpoints:
         assert f"{endpoint}  not sent: refused" in refused.stderr
     assert refused.stderr.count("next:") == 1

@@ -22,7 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def page_faults(*arguments: str) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True, timeout=100
     )
     return int(done.stdout)
 

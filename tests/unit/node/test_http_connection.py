@@ -145,7 +145,7 @@ async def test_expectation_is_met_before_the_body_is_sent() -> None:
     async with serving() as running:
         reader, writer = await running.connect()
         writer.write(b"PUT / HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"abc")
         assert json.loads((await read_answer(reader))[2])["body"] == "abc"
