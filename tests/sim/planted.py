@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from tests.sim.__main__ import run_seed
 from tests.sim.mutations import MUTATIONS, Mutation
+from tests.sim.scenario import FAULT_PHASE_S
 
 SEEN_FROM_OUTSIDE = ("not linearizable", "replicas of shard", "tablets of shard", "lock ", "watch ", "life ")
 
@@ -40,14 +41,15 @@ def hunt(
     check_invariants: bool = True,
     wants_outside: bool = False,
     limit_s: float = float("inf"),
+    fault_s: float = FAULT_PHASE_S,
 ) -> Finding:
     """Run seeds with the bug planted until one notices it; with `wants_outside`, until one sees it from
-    outside."""
+    outside. `fault_s` are simulated seconds."""
     started = time.monotonic()
     found: Finding = Finding(None, None, "SURVIVED", "", 0, 0.0)
     for seed in seeds:
         with mutation.plant():
-            failures = run_seed(seed, check_invariants=check_invariants).failures
+            failures = run_seed(seed, fault_s, check_invariants=check_invariants).failures
         outside = [failure for failure in failures if failure.startswith(SEEN_FROM_OUTSIDE)]
         signs = failures if check_invariants else outside
         if signs and found.seed is None:
