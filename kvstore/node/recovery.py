@@ -6,6 +6,11 @@ asked for their votes, and when all are in, everybody knows the decision and thi
 transaction wait for it and never kill it (pitfall 45), and a dead one holds its keys a little above two
 seconds. A participant without a quorum can not be asked: what it has to say is what everybody waits for.
 
+To be asked about is work too. On nodes that are too busy every transaction is slow, and if all of them were
+asked about, by all their leaders, again and again, that alone would keep them busy. So the first participant's
+leader asks before the others, all of them ask less often the older a transaction is, and how early follows
+from how long it takes to ask.
+
 A committed record is kept until every participant has carried out the decision; after `REMIND_S` this tells
 those that may have missed it. They hold keys, and so have asked long before.
 """
@@ -28,6 +33,11 @@ from kvstore.types import ShardId
 LOOK_EVERY_S: Final = 0.25
 ASK_S: Final = 0.25
 FORCE_S: Final = 2.0
+ROUNDS: Final = 6
+"""So many times what asking takes at present, a living coordinator is surely given."""
+ROUND_DECAY: Final = 0.9
+"""What asking took counts less with each look."""
+AGAIN_S_MAX: Final = 1.0
 REMIND_S: Final = 3.0
 """A transaction carried out here for so long was surely meant to be finished by now: are the others done?"""
 DEADLINE_S: Final = 2.0
@@ -40,6 +50,10 @@ class Recovery:
         self._host = host
         self._router = router
         self._busy: set[tuple[ShardId, bytes]] = set()
+        self._again: dict[tuple[ShardId, bytes], float] = {}
+        """When those that were asked about in vain are asked about again."""
+        self._round_s = 0.0
+        """What it takes at present to ask, or tell, all participants."""
         self.finished = 0
         """Transactions that this node has brought to their end."""
 
@@ -50,6 +64,8 @@ class Recovery:
         if self._host.is_stopped:
             return
         now = self._host.runtime.now()
+        self._round_s *= ROUND_DECAY
+        self._again = {place: at for place, at in self._again.items() if at > now}
         for replica in list(self._host.replicas.values()):
             if replica.led_term is not None and replica.machine.intents.pending and replica.has_applied_all:
                 self._look_at(replica, now)
@@ -58,26 +74,34 @@ class Recovery:
     def _look_at(self, replica: Replica, now: float) -> None:
         clock_ms = replica.stamp_ms(now)
         for txid, pending in list(replica.machine.intents.pending.items()):
+            place = (replica.shard, txid)
             age_s = (clock_ms - pending.since_ms) / 1000
-            wait_s = REMIND_S if pending.is_committed else ASK_S
-            if age_s < wait_s or (replica.shard, txid) in self._busy:
+            if age_s < self._wait_s(replica.shard, pending) or place in self._busy or place in self._again:
                 continue
             if len(self._busy) >= AT_ONCE_MAX:
                 return
-            self._busy.add((replica.shard, txid))
-            spawn(self._bring_to_end(replica.shard, txid, pending, force=age_s >= FORCE_S))
+            self._busy.add(place)
+            spawn(self._bring_to_end(replica.shard, txid, pending, age_s))
 
-    async def _bring_to_end(self, shard: ShardId, txid: bytes, pending: Pending, *, force: bool) -> None:
+    def _wait_s(self, shard: ShardId, pending: Pending) -> float:
+        """The age from which on a transaction is looked after here."""
+        if pending.is_committed:
+            return REMIND_S
+        is_first = pending.participants[0][0] == shard
+        return min(FORCE_S, max(ASK_S, ROUNDS * self._round_s) * (1 if is_first else 2))
+
+    async def _bring_to_end(self, shard: ShardId, txid: bytes, pending: Pending, age_s: float) -> None:
         try:
             if pending.is_committed:
                 await self._spread(txid, pending, pending.branch)
             else:
-                await self._decide(shard, txid, pending, force=force)
+                await self._decide(shard, txid, pending, force=age_s >= FORCE_S)
         except KvError:
             # Somebody could not be reached: the next look tries again.
             return
         finally:
             self._busy.discard((shard, txid))
+            self._again[shard, txid] = self._host.runtime.now() + min(age_s, AGAIN_S_MAX)
 
     async def _decide(self, shard: ShardId, txid: bytes, pending: Pending, *, force: bool) -> None:
         others = [each for each in pending.participants if each[0] != shard]
@@ -117,10 +141,13 @@ class Recovery:
         return await self._write([(ShardId(shard), op) for shard, _ in pending.participants])
 
     async def _write(self, ops: list[tuple[ShardId, Any]]) -> list[Vote]:
-        deadline = self._host.runtime.now() + DEADLINE_S
-        return await gather(
+        begun = self._host.runtime.now()
+        votes = await gather(
             [
-                vote_of(self._router.write(shard, commands.encode(None, (op,)), True, deadline))
+                vote_of(self._router.write(shard, commands.encode(None, (op,)), True, begun + DEADLINE_S))
                 for shard, op in ops
             ]
         )
+        if not any(vote.is_missing for vote in votes):
+            self._round_s = max(self._round_s, self._host.runtime.now() - begun)
+        return votes

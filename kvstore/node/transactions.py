@@ -44,7 +44,8 @@ FINISH_MAX: Final = 1000
 """Transactions of one FINISH."""
 
 RESEND_S: Final = 1.0
-"""A prepare or decision without an answer is sent again after this."""
+"""A prepare or decision without an answer is sent again after this, and then after twice as long, and so on:
+more often than it is answered would only add to what keeps the shards busy."""
 RESEND_PAUSE_S: Final = 0.05
 
 BODY_MARK_INDEX: Final = 1 << 40
@@ -350,9 +351,10 @@ class Transactions:
     async def _ask(self, shard: ShardId, command: bytes, deadline: float) -> Vote:
         """Send a command again and again: its answer may get lost, and it may be applied any number of
         times."""
-        is_doubtful = False
+        is_doubtful, wait_s = False, RESEND_S
         while True:
-            until = min(deadline, self._now() + RESEND_S)
+            until = min(deadline, self._now() + wait_s)
+            wait_s *= 2
             vote = await vote_of(self._router.write(shard, command, True, until))
             if vote.answer is not None:
                 return vote

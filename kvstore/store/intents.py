@@ -64,6 +64,9 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 Record = Prepared | Committed | Refused
 
+KEPT_BYTES_MAX: Final = 4096
+"""Open records up to this size stay in memory too."""
+
 decode_record = msgspec.msgpack.Decoder(Record).decode
 _encode = msgspec.msgpack.Encoder().encode
 _decode_lock = msgspec.msgpack.Decoder(tuple[bool, list[bytes]]).decode
@@ -113,22 +116,32 @@ class Intents:
         for key, record in self._engine.scan(keys.LOCK, keys.LOCK_END):
             is_exclusive, holders = _decode_lock(record)
             self._set(key[1:], Lock(is_exclusive, tuple(holders)))
-        for key, record in self._engine.scan(keys.TXN, keys.TXN_END):
-            self._mirror(key[1:], decode_record(record))
+        self._known: dict[bytes, Record | None] = {}
+        """Every transaction that has a record; the record itself, if somebody will soon ask for it."""
+        for key, packed in self._engine.scan(keys.TXN, keys.TXN_END):
+            self._mirror(key[1:], decode_record(packed), len(packed))
 
     # ---- records ---------------------------------------------------------------------------------
 
     def record(self, draft: Draft, txid: bytes) -> Record | None:
-        packed = draft.get(keys.TXN + txid)
-        return None if packed is None else decode_record(packed)
+        record = self._known.get(txid)
+        if record is None and txid in self._known:
+            packed = draft.get(keys.TXN + txid)
+            assert packed is not None, "a mirrored transaction has no record"
+            record = decode_record(packed)
+        return record
 
     def write(self, draft: Draft, txid: bytes, record: Record | None) -> None:
-        draft.writes[keys.TXN + txid] = None if record is None else _encode(record)
-        self._mirror(txid, record)
+        packed = draft.writes[keys.TXN + txid] = None if record is None else _encode(record)
+        self._mirror(txid, record, 0 if packed is None else len(packed))
 
-    def _mirror(self, txid: bytes, record: Record | None) -> None:
+    def _mirror(self, txid: bytes, record: Record | None, byte_count: int) -> None:
         old = self.pending.pop(txid, None)
         self.prepared_count -= old is not None and not old.is_committed
+        if record is None:
+            self._known.pop(txid, None)
+            return
+        self._known[txid] = None
         if isinstance(record, Prepared):
             self.prepared_count += 1
             self.pending[txid] = Pending(record.since_ms, record.participants, record.vote, False)
@@ -136,6 +149,10 @@ class Intents:
                 self._identities[record.whose[0], record.whose[1]] = txid
         elif isinstance(record, Committed) and not record.is_finished:
             self.pending[txid] = Pending(record.since_ms, record.participants, None, record.result[3])
+        else:
+            return
+        if byte_count <= KEPT_BYTES_MAX:
+            self._known[txid] = record
 
     def is_under_way(self, whose: list[Any]) -> bool:
         """Whether the same request is prepared already, under any id."""

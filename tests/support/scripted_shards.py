@@ -34,6 +34,8 @@ class Shards:
         self.runtime = runtime
         self.asked: list[tuple[ShardId, list[Any], float]] = []
         self.says: Say = lambda shard, op: None
+        self.delay_s = 0.0
+        """How long an answer takes."""
         self.is_silent: Callable[[ShardId, list[Any]], bool] = lambda shard, op: False
 
     def shard_of(self, key: bytes) -> ShardId:
@@ -60,7 +62,11 @@ class Shards:
         if isinstance(said, KvError):
             promise.fail(said)
         else:
-            promise.resolve(Answer(shard, CommandResult(False, [said]), CLOCK_MS + shard))
+            answer = Answer(shard, CommandResult(False, [said]), CLOCK_MS + shard)
+            if self.delay_s:
+                self.runtime.call_later(self.delay_s, promise.resolve, answer)
+            else:
+                promise.resolve(answer)
         return promise
 
     def ops(self, code: int) -> list[tuple[ShardId, list[Any]]]:

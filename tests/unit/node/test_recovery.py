@@ -23,27 +23,33 @@ COMMITTED_HERE = Pending(0, PREPARED.participants, None, True)
 
 
 class Post:
-    """A node that leads X, on which a transaction lies."""
+    """A node that leads a shard, X if not said, on which a transaction lies."""
 
-    def __init__(self, pending: Pending) -> None:
+    def __init__(self, pending: Pending, shard: ShardId = X) -> None:
         self.runtime = PaperRuntime()
         self.shards = Shards(self.runtime)
         self.pending = {TXID: pending}
-        begun = self.runtime.time_s
+        begun = self.begun = self.runtime.time_s
         self.replica = SimpleNamespace(
-            shard=X,
+            shard=shard,
             led_term=Term(1),
             has_applied_all=True,
             machine=SimpleNamespace(intents=SimpleNamespace(pending=self.pending)),
             stamp_ms=lambda now: int((now - begun) * 1000),
         )
-        host = SimpleNamespace(runtime=self.runtime, replicas={X: self.replica}, is_stopped=False)
+        host = SimpleNamespace(runtime=self.runtime, replicas={shard: self.replica}, is_stopped=False)
         self.host = host
         self.recovery = Recovery(host, self.shards)  # type: ignore[arg-type]
         self.recovery.start()
 
     def run(self, seconds: float) -> None:
         self.runtime.run(seconds)
+
+    def begin(self, txid: bytes) -> float:
+        """One more is prepared, now."""
+        now = self.runtime.time_s
+        self.pending[txid] = PREPARED._replace(since_ms=int((now - self.begun) * 1000))
+        return now
 
     def told(self, code: int) -> set[tuple[ShardId, Any]]:
         return {(shard, op[2]) for shard, op in self.shards.ops(code) if len(op) > 2}
@@ -164,6 +170,42 @@ def test_one_transaction_is_looked_at_once_at_a_time_and_few_together(
     post.run(1.0)
     assert len({op[1] for _, op in post.shards.ops(ASK)}) == 2
     assert len(post.shards.ops(ASK)) == 4
+
+
+def asked_at(post: Post) -> list[float]:
+    return sorted({round(time - post.begun, 2) for _, op, time in post.shards.asked if op[0] == ASK})
+
+
+def test_leader_of_the_first_participant_asks_first() -> None:
+    first, other = Post(PREPARED), Post(PREPARED, Y)
+    for post in (first, other):
+        post.shards.says = says(s0=[OK, UNKNOWN], s3=[OK, UNKNOWN], s7=VOTE)
+        post.run(1.9)
+    assert asked_at(first)[0] == ASK_S
+    assert asked_at(other)[0] == 2 * ASK_S
+
+
+def test_those_that_were_asked_about_in_vain_are_asked_about_less_and_less() -> None:
+    post = Post(PREPARED)
+    post.shards.says = says(s3=[OK, UNKNOWN], s7=VOTE)
+    post.run(FORCE_S - 0.05)
+    assert asked_at(post) == [0.25, 0.5, 1.0]
+
+
+def test_asking_that_takes_long_is_not_begun_so_early() -> None:
+    post = Post(PREPARED)
+    post.shards.says = says(s3=[OK, UNKNOWN], s7=VOTE)
+    post.shards.delay_s = 0.2
+    post.run(1.0)
+    begun = post.begin(b"young")
+    post.run(1.4)
+    assert min(time for _, op, time in post.shards.asked if op[1] == b"young") - begun > 3 * ASK_S
+    post.shards.delay_s = 0.0
+    post.pending.clear()
+    post.run(10.0)
+    post.begin(b"later")
+    post.run(0.55)
+    assert any(op[1] == b"later" for _, op, _ in post.shards.asked), "that was long ago"
 
 
 def test_node_that_stops_looks_no_more() -> None:
