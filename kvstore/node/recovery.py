@@ -7,7 +7,7 @@ transaction wait for it and never kill it (pitfall 45), and a dead one holds its
 seconds. A participant without a quorum can not be asked: what it has to say is what everybody waits for.
 
 To be asked about is work too. On nodes that are too busy every transaction is slow, and if all of them were
-asked about, by all their leaders, again and again, that alone would keep them busy. So the first participant's
+asked about, by all their leaders, again and again, that alone would keep them busy. So the first one's
 leader asks before the others, all of them ask less often the older a transaction is, and how early follows
 from how long it takes to ask.
 
