@@ -14,7 +14,7 @@ StartCluster = Callable[..., LocalCluster]
 
 
 @contextmanager
-def served_cluster(directory: Path, timeout_s: float = 60.0, **options: Any) -> Iterator[LocalCluster]:
+def served_cluster(directory: Path, timeout_s: float = 120.0, **options: Any) -> Iterator[LocalCluster]:
     """A cluster whose shards all have leaders; killed at the end."""
     with LocalCluster(directory, **options) as cluster:
         cluster.start()
