@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
-from kvstore.client import aio_claims, aio_txn, claims, codec, operations, transactions
+from kvstore.client import aio_claims, aio_txn, claims, codec, op, operations, transactions
 from kvstore.client.aio_claims import Held, Lease
+from kvstore.client.aio_coalesce import Coalescer
 from kvstore.client.aio_driver import Driver, event
 from kvstore.client.aio_txn import Transaction
 from kvstore.client.aio_watch import Observed, Watch
@@ -59,7 +60,8 @@ class Scan(AsyncIterator[Item]):
 class AsyncClient:
     """An asyncio client of a cluster. Each call ends by `timeout` seconds: with its result, with a
     `NotApplied` error, or, for a write whose fate is not known, with `OutcomeUnknown`.
-    Cancelling a call drops its connection; a cancelled write may have happened.
+    Cancelling a call drops its connection, unless others wait for it too; a cancelled write may have
+    happened. Single calls that are made while others are under way to the same shard go in one request.
 
     Args:
         endpoints: "host:port" of some nodes; the others are learnt from them.
@@ -73,6 +75,7 @@ class AsyncClient:
         self, *endpoints: str, timeout: float = 5.0, direct: bool = True, patient: bool = True
     ) -> None:
         self._driver = Driver(endpoints, timeout, is_routing=direct, is_patient=patient)
+        self._call = Coalescer(self._driver).call
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -116,17 +119,16 @@ class AsyncClient:
             Conflict: the condition does not hold; `fields["current_revision"]` says what is there.
             OutcomeUnknown: the deadline came first; the value may have been written.
         """
-        call = operations.put(
-            key,
-            value,
-            ttl=ttl,
-            lease=lease,
-            if_revision=if_revision,
-            if_absent=if_absent,
-            prev=prev,
-            content_type=content_type,
-        )
-        return await self._driver.call(call, timeout)
+        options: dict[str, Any] = {
+            "ttl": ttl,
+            "lease": lease,
+            "if_revision": if_revision,
+            "if_absent": if_absent,
+            "prev": prev,
+            "content_type": content_type,
+        }
+        call = operations.put(key, value, **options)
+        return await self._call(call, lambda: op.put(key, value, **options), timeout)
 
     async def get(
         self,
@@ -145,7 +147,9 @@ class AsyncClient:
             max_staleness: seconds a stale answer may lag behind.
         """
         call = operations.get(key, revision=revision, consistency=consistency, max_staleness_s=max_staleness)
-        return await self._driver.call(call, timeout)
+        if consistency != "linearizable":
+            return await self._driver.call(call, timeout)
+        return await self._call(call, lambda: op.get(key, revision=revision), timeout)
 
     async def delete(
         self,
@@ -156,7 +160,8 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> DeleteResult:
         """Delete a key; `deleted` is 0 if it didn't exist. Raises like `put`."""
-        return await self._driver.call(operations.delete(key, if_revision=if_revision, prev=prev), timeout)
+        call = operations.delete(key, if_revision=if_revision, prev=prev)
+        return await self._call(call, lambda: op.delete(key, if_revision=if_revision, prev=prev), timeout)
 
     async def incr(
         self,
@@ -173,7 +178,8 @@ class AsyncClient:
             NotANumber: the key holds something else.
             OutOfRange: the sum would leave [min, max] or 64 bits; nothing is changed.
         """
-        return await self._driver.call(operations.incr(key, by, min=min, max=max), timeout)
+        call = operations.incr(key, by, min=min, max=max)
+        return await self._call(call, lambda: op.incr(key, by, min=min, max=max), timeout)
 
     # Many keys.
 

@@ -8,7 +8,7 @@ attempt settled stays settled while the rest is tried again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from kvstore.client import codec, op, operations
@@ -26,6 +26,10 @@ BATCH_OPS_MAX = 1000
 """Operations in one request; larger batches are sent in pieces."""
 BATCH_BYTES_MAX = 512 * 1024
 """Keys and values in one request, unless one operation alone is larger."""
+
+
+Told = Callable[[int, Any], None]
+"""Is told what an operation, by its number, has come to, as soon as that is known; maybe more than once."""
 
 
 class Batch:
@@ -94,9 +98,12 @@ class Batch:
 class Part:
     """The operations of a batch that travel in one request."""
 
-    def __init__(self, members: Sequence[Operation[Any]], *, is_routed: bool) -> None:
+    def __init__(
+        self, members: Sequence[Operation[Any]], *, is_routed: bool, told: Told | None = None
+    ) -> None:
         self.members = members
         self._is_routed = is_routed
+        self._told = told
 
     def call(self) -> Call[list[Any]]:
         """Return the request; its result has, for each operation, a result or a KvError."""
@@ -109,7 +116,7 @@ class Part:
             body=body,
             headers=(("Content-Type", codec.MSGPACK), operations.ACCEPT_MSGPACK),
             key=self.members[0].key if self._is_routed else None,
-            parts=_Parts(self.members),
+            parts=_Parts(self.members, self._told),
         )
 
     def deliver(self, outcomes: list[Any]) -> None:
@@ -127,18 +134,29 @@ class Part:
         results = codec.document(reply).get("results")
         if not isinstance(results, list) or len(results) != len(self.members):
             raise Garbled(f"expected {len(self.members)} results")
-        return [member.outcome(fields) for member, fields in zip(self.members, results, strict=True)]
+        outcomes = [member.outcome(fields) for member, fields in zip(self.members, results, strict=True)]
+        for outcome in outcomes:
+            if isinstance(outcome, KvError):
+                outcome.request_id = reply.headers.get("kv-request-id")
+        return outcomes
 
 
 class _Parts:
     """Which operations of one request are settled over its attempts (plan.Parts)."""
 
-    def __init__(self, members: Sequence[Operation[Any]]) -> None:
+    def __init__(self, members: Sequence[Operation[Any]], told: Told | None) -> None:
         self._members = members
+        self._told = told
 
     def merge(self, earlier: list[Any] | None, later: list[Any]) -> list[Any]:
-        if earlier is None:
-            return later
+        merged = later if earlier is None else self._merged(earlier, later)
+        if self._told is not None:
+            for number, outcome in enumerate(merged):
+                if not _is_open(outcome):
+                    self._told(number, outcome)
+        return merged
+
+    def _merged(self, earlier: list[Any], later: list[Any]) -> list[Any]:
         open_keys: set[bytes] = set()
         merged = []
         for member, old, new in zip(self._members, earlier, later, strict=True):

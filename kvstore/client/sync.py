@@ -9,11 +9,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvstore.client import codec, operations
-from kvstore.client.plan import prepare
+from kvstore.client.plan import Call, prepare
 from kvstore.client.results import DeleteResult, IncrResult, Item, Leader, LeaseInfo, PutResult
 from kvstore.client.sync_driver import Driver, event
 from kvstore.errors import KvError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvstore.client.batch import Batch, Part
     from kvstore.client.op import Operation
     from kvstore.client.sync_claims import Held, Lease
+    from kvstore.client.sync_coalesce import Coalescer
     from kvstore.client.sync_txn import Transaction
     from kvstore.client.sync_watch import Observed, Watch
     from kvstore.client.transactions import Committed, Compare
@@ -31,6 +32,12 @@ T = TypeVar("T")
 TTL_S_DEFAULT = 10.0
 THREADS_MAX = 16
 """Shards of one batch that are asked at the same time."""
+
+
+def _op() -> ModuleType:
+    from kvstore.client import op
+
+    return op
 
 
 class Scan(Iterator[Item]):
@@ -63,7 +70,8 @@ class Scan(Iterator[Item]):
 
 class Client:
     """A blocking client of a cluster. Each call ends by `timeout` seconds: with its result, with a
-    `NotApplied` error, or, for a write whose fate is not known, with `OutcomeUnknown`.
+    `NotApplied` error, or, for a write whose fate is not known, with `OutcomeUnknown`. Single calls of
+    threads that are made while others are under way to the same shard go in one request.
 
     Args:
         endpoints: "host:port" of some nodes; the others are learnt from them.
@@ -77,6 +85,11 @@ class Client:
         self, *endpoints: str, timeout: float = 5.0, direct: bool = True, patient: bool = True
     ) -> None:
         self._driver = Driver(endpoints, timeout, is_routing=direct, is_patient=patient)
+        self._coalescer: Coalescer | None = None
+        if direct:
+            from kvstore.client.sync_coalesce import Coalescer
+
+            self._coalescer = Coalescer(self._driver)
 
     def __enter__(self) -> Client:
         return self
@@ -92,6 +105,11 @@ class Client:
     def close(self) -> None:
         """Close all connections. Calls in other threads fail."""
         self._driver.close()
+
+    def _call(self, call: Call[T], operation: Callable[[], Operation[T]], timeout_s: float | None) -> T:
+        if self._coalescer is None:
+            return self._driver.call(call, timeout_s)
+        return self._coalescer.call(call, operation, timeout_s)
 
     # Single keys.
 
@@ -120,17 +138,16 @@ class Client:
             Conflict: the condition does not hold; `fields["current_revision"]` says what is there.
             OutcomeUnknown: the deadline came first; the value may have been written.
         """
-        call = operations.put(
-            key,
-            value,
-            ttl=ttl,
-            lease=lease,
-            if_revision=if_revision,
-            if_absent=if_absent,
-            prev=prev,
-            content_type=content_type,
-        )
-        return self._driver.call(call, timeout)
+        options: dict[str, Any] = {
+            "ttl": ttl,
+            "lease": lease,
+            "if_revision": if_revision,
+            "if_absent": if_absent,
+            "prev": prev,
+            "content_type": content_type,
+        }
+        call = operations.put(key, value, **options)
+        return self._call(call, lambda: _op().put(key, value, **options), timeout)
 
     def get(
         self,
@@ -149,7 +166,9 @@ class Client:
             max_staleness: seconds a stale answer may lag behind.
         """
         call = operations.get(key, revision=revision, consistency=consistency, max_staleness_s=max_staleness)
-        return self._driver.call(call, timeout)
+        if consistency != "linearizable":
+            return self._driver.call(call, timeout)
+        return self._call(call, lambda: _op().get(key, revision=revision), timeout)
 
     def delete(
         self,
@@ -160,7 +179,8 @@ class Client:
         timeout: float | None = None,
     ) -> DeleteResult:
         """Delete a key; `deleted` is 0 if it didn't exist. Raises like `put`."""
-        return self._driver.call(operations.delete(key, if_revision=if_revision, prev=prev), timeout)
+        call = operations.delete(key, if_revision=if_revision, prev=prev)
+        return self._call(call, lambda: _op().delete(key, if_revision=if_revision, prev=prev), timeout)
 
     def incr(
         self,
@@ -177,7 +197,8 @@ class Client:
             NotANumber: the key holds something else.
             OutOfRange: the sum would leave [min, max] or 64 bits; nothing is changed.
         """
-        return self._driver.call(operations.incr(key, by, min=min, max=max), timeout)
+        call = operations.incr(key, by, min=min, max=max)
+        return self._call(call, lambda: _op().incr(key, by, min=min, max=max), timeout)
 
     # Many keys.
 
