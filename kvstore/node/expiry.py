@@ -29,7 +29,7 @@ class ExpirySettings(msgspec.Struct, frozen=True):
     node_base: int = 50
     """Deadlines of all shards together that this node proposes in a tick, when nothing is late."""
     late_s: float = 10.0
-    """For each so many seconds that the first of them is late, as much again."""
+    """When the first of them is so late it is four times as much, nine times at twice that, and so on."""
     node_max: int = 1000
     shard_min: int = 10
     """Fewer are not worth an entry: then not every shard has its turn in each tick."""
@@ -75,7 +75,8 @@ class Expiry:
     def _budget(self, due: list[Replica], now: float) -> int:
         late_ms = max(replica.stamp_ms(now) - (replica.machine.next_deadline_ms or 0) for replica in due)
         settings = self._settings
-        return min(settings.node_max, int(settings.node_base * (1 + late_ms / (1000 * settings.late_s))))
+        share = 1 + max(0, late_ms) / (1000 * settings.late_s)
+        return min(settings.node_max, int(settings.node_base * share**2))
 
     def _is_due(self, replica: Replica, now: float) -> bool:
         if replica.led_term is None:
