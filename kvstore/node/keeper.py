@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -23,13 +23,17 @@ log = logging.getLogger(__name__)
 MIB = 1 << 20
 
 
+Needs = Mapping[tuple[ShardId, Incarnation], LogIndex]
+"""The first index that each replica still needs."""
+
+
 class ReclaimsLog(Protocol):
     @property
     def segment_count(self) -> int: ...
 
     def reclaim(
         self,
-        needed: Mapping[tuple[ShardId, Incarnation], LogIndex],
+        needed: Needs,
         idle: Collection[tuple[ShardId, Incarnation]] = (),
     ) -> bool: ...
 
@@ -44,6 +48,14 @@ class KeeperSettings(msgspec.Struct, frozen=True):
     segments_max: int = 3
     """More segments than this make the keeper flush whatever pins the oldest."""
     free_bytes_min: int = 256 * MIB
+
+
+class Standing(NamedTuple):
+    """What a reclaim goes by."""
+
+    segment_count: int
+    needed: Needs
+    idle: Needs
 
 
 class Keeper:
@@ -63,6 +75,8 @@ class Keeper:
         self._settings = settings
         self._on_read_only = on_read_only
         self._is_reclaiming = False
+        self._reclaimed: Standing | None = None
+        """The last reclaim that left nothing to do: at rest there is no need to look again."""
         self._is_watching = False
         self.free_bytes: int | None = None
         self.pins: Callable[[], Mapping[ShardId, LogIndex]] = dict
@@ -89,7 +103,7 @@ class Keeper:
                 self.flush(replica)
             else:
                 self.cut(replica)
-        if self._wal.segment_count > 1:
+        if self._wal.segment_count > 1 and self._standing() != self._reclaimed:
             # Also tells the log which entries nobody needs, so that a restart does not load them.
             self.reclaim()
         self._watch_disk()
@@ -130,6 +144,21 @@ class Keeper:
         if self._is_reclaiming:
             return
         self._is_reclaiming = True
+        standing = self._standing()
+        needed = {**standing.needed, **standing.idle}
+
+        def done(has_more: Any, error: BaseException | None) -> None:
+            self._is_reclaiming = False
+            if error is not None and not isinstance(error, DiskFull):
+                self._host.fail(error)
+            elif error is None and has_more and self._wal.segment_count > self._settings.segments_max:
+                self.reclaim()
+            elif error is None and not has_more:
+                self._reclaimed = standing
+
+        self._host.log.run(lambda: self._wal.reclaim(needed, standing.idle), done)
+
+    def _standing(self) -> Standing:
         needed = {
             (replica.shard, replica.incarnation): LogIndex(
                 min(replica.core.first_index, replica.machine.durable_applied + 1)
@@ -140,15 +169,7 @@ class Keeper:
             (replica.shard, replica.incarnation): LogIndex(replica.machine.durable_applied + 1)
             for replica in self.halted()
         }
-
-        def done(has_more: Any, error: BaseException | None) -> None:
-            self._is_reclaiming = False
-            if error is not None and not isinstance(error, DiskFull):
-                self._host.fail(error)
-            elif error is None and has_more and self._wal.segment_count > self._settings.segments_max:
-                self.reclaim()
-
-        self._host.log.run(lambda: self._wal.reclaim(needed | idle, idle), done)
+        return Standing(self._wal.segment_count, needed, idle)
 
     def _watch_disk(self) -> None:
         if self._is_watching:

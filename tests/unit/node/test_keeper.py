@@ -266,6 +266,27 @@ class TestReclaiming:
         kept.group.run(1.0)
         assert kept.node.log.reclaimed
 
+    def test_at_rest_nobody_looks_again_until_something_is_flushed_or_a_segment_begins(self) -> None:
+        kept = Kept(flush_after_s=1.5, memory_log_bytes_max=0)
+        kept.node.log.segment_count = 2
+        kept.keeper.start()
+        kept.group.run(3.5)
+        assert len(kept.node.log.reclaimed) == 1
+        kept.fill(3)
+        kept.group.run(4.0)
+        assert len(kept.node.log.reclaimed) == 2
+        kept.node.log.segment_count = 3
+        kept.group.run(4.0)
+        assert len(kept.node.log.reclaimed) == 3
+
+    def test_what_a_full_disk_left_undone_is_tried_again(self) -> None:
+        kept = Kept()
+        kept.node.log.segment_count = 2
+        kept.node.log.failure = DiskFull("full")
+        kept.keeper.start()
+        kept.group.run(2.5)
+        assert kept.node.log.reclaimed
+
     @pytest.mark.parametrize(("error", "is_fatal"), [(DiskFull("full"), False), (Fatal("dead"), True)])
     def test_only_a_full_disk_is_forgiven(self, error: BaseException, is_fatal: bool) -> None:
         kept = Kept()
