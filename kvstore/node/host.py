@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 NOTICE_S = 0.005
 """How long a follower may wait to be told a commit, if nothing else is sent to it meanwhile."""
 
+LAG_S = 0.01
+"""How long a follower that nobody asks gathers commits, to apply them together: half of its work."""
 
 PATIENCE_TICKS = 5
 """The loop is late now and then: the disk is judged as if it looked once in so many ticks."""
@@ -100,6 +102,8 @@ class Host:
         """Commits that followers were not told yet, by shard and follower."""
         self._is_notice_due = False
         self._dirty: dict[ShardId, Replica] = {}
+        self._lagging: dict[ShardId, Replica] = {}
+        """Followers' replicas that apply what is committed at the next `_catch_up`."""
         self._pass_scheduled = False
         self._is_in_pass = False
         self._holds_pass = False
@@ -191,10 +195,9 @@ class Host:
         if (
             isinstance(message, AppendRequest | Heartbeat)
             and message.term >= replica.core.term
-            and message.commit <= replica.machine.applied
             and not (type(message) is Heartbeat and message.is_behind)
         ):
-            replica.heard_at = self.runtime.now()
+            replica.hear(message.commit, self.runtime.now())
 
     def _send_frames(self) -> None:
         outbox, self._outbox = self._outbox, {}
@@ -245,6 +248,7 @@ class Host:
     # ---- the pass --------------------------------------------------------------------------------
 
     def _run_pass(self) -> None:
+        """First what others wait for: what the peers do with a frame takes longer than anything here."""
         self._pass_scheduled = False
         if self.is_stopped:
             return
@@ -253,13 +257,13 @@ class Host:
         for replica in dirty.values():
             replica.is_dirty = False
             self.advance(replica)
-        # Frames first: what the peers do with them takes longer than anything here.
         self._send_frames()
-        if not self.log.prefers_loop:
-            self.log.flush()
-        for replica in dirty.values():
-            self._apply(replica)
         self.log.flush()
+        # What was just synced is promised before anything is applied.
+        self._send_frames()
+        for replica in dirty.values():
+            if self.replicas.get(replica.shard) is replica:
+                self._apply(replica)
         self._send_frames()
         self._is_in_pass = False
 
@@ -324,7 +328,8 @@ class Host:
             replica.core.persisted(number)
             if messages:
                 self._post_raft(replica, messages)
-            self.mark_dirty(replica)
+            if replica.core.has_ready():
+                self.mark_dirty(replica)
         for replica in self.replicas.values():
             if replica.queue:
                 self.mark_dirty(replica)
@@ -336,6 +341,27 @@ class Host:
         self.fail(error)
 
     def _apply(self, replica: Replica) -> None:
+        if not replica.may_lag or replica.shard in self.on_applied or not self._is_stream(replica):
+            self._apply_now(replica)
+        else:
+            if not self._lagging:
+                self.runtime.call_later(LAG_S, self._catch_up)
+            self._lagging[replica.shard] = replica
+
+    def _is_stream(self, replica: Replica) -> bool:
+        """Whether more commits than one are likely to gather."""
+        now = self.runtime.now()
+        is_stream = now - replica.applied_at < LAG_S
+        replica.applied_at = now
+        return is_stream
+
+    def _catch_up(self) -> None:
+        lagging, self._lagging = self._lagging, {}
+        for replica in lagging.values():
+            if not self.is_stopped and self.replicas.get(replica.shard) is replica:
+                self._apply_now(replica)
+
+    def _apply_now(self, replica: Replica) -> None:
         try:
             more = replica.apply_slice()
         except DiskFull as error:

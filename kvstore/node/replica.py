@@ -28,6 +28,10 @@ from kvstore.store.machine import Machine
 from kvstore.store.results import LOCKED, CommandResult
 from kvstore.types import Incarnation, LogIndex, ReplicaId, ShardId, Term
 
+LAG_ENTRIES_MAX = 64
+LAG_BYTES_MAX = 8 << 10
+"""Of an entry: larger ones save little when they are applied together."""
+
 Reroute = Callable[[Call], None]
 """Hands a call that was surely not proposed back to the router."""
 
@@ -73,6 +77,8 @@ class Replica:
         """Callers of entries proposed here, by index: the entry that gets applied there may be another's."""
         self.committed: deque[Entry] = deque()
         self.committed_until = machine.applied
+        self.applied_at = -1.0
+        """When a commit last came that nobody waited for."""
 
         self.reads_new: list[Call] = []
         self.reads_confirming: dict[int, list[Call]] = {}
@@ -97,8 +103,7 @@ class Replica:
         self.led_term: Term | None = None
         """The term this replica is known to lead, None as follower; the host watches it change."""
         self._make_clock()
-        self.heard_at = -1.0
-        """When a leader's word last covered everything applied here; bounds a stale read's age."""
+        self._make_hearing()
         self.round_sent_at: dict[int, float] = {}
         """When the rounds of this term left that no quorum has answered yet."""
         self.round_dated = 0
@@ -114,6 +119,20 @@ class Replica:
         """Leader: whatever anybody may have been shown is applied here. A commit can come from followers
         alone, and they may have answered reads with what this replica has not applied yet."""
         return self.core.has_committed_in_term and self.machine.applied >= self.core.commit
+
+    def _make_hearing(self) -> None:
+        self.heard_at = -1.0
+        """When a leader's word last covered everything applied here; bounds a stale read's age."""
+        self._told_commit = LogIndex(0)
+        self._told_at = -1.0
+        """A leader's last word that is not covered yet: `heard_at`, once that commit is applied."""
+
+    def hear(self, commit: LogIndex, now: float) -> None:
+        """A leader's word that nothing above `commit` was committed when it was sent."""
+        if commit <= self.machine.applied:
+            self.heard_at = now
+        else:
+            self._told_commit, self._told_at = commit, now
 
     # ---- the shard clock -------------------------------------------------------------------------
 
@@ -277,6 +296,20 @@ class Replica:
 
     # ---- applying --------------------------------------------------------------------------------
 
+    @property
+    def may_lag(self) -> bool:
+        """Whether nobody waits for what is committed here, and it is little: a follower's."""
+        return bool(
+            self.led_term is None
+            and 0 < len(self.committed) <= LAG_ENTRIES_MAX
+            and len(self.committed[-1].payload) <= LAG_BYTES_MAX
+            and not self.in_flight
+            and not self.reads_indexed
+            and not self.parked
+            and not self.held
+            and not self.core.log.unapplied_configurations
+        )
+
     def apply_slice(self) -> bool:
         """Apply the next committed entries and answer their callers. True: more is waiting."""
         if not self.committed:
@@ -300,6 +333,8 @@ class Replica:
                 break
         self.unflushed_bytes += size
         self.core.applied(entries[-1].index)
+        if self._told_commit <= entries[-1].index:
+            self.heard_at = max(self.heard_at, self._told_at)
         self.core.clock_ms = max(self.core.clock_ms, self.machine.clock_ms)
         if self.in_flight:
             self._answer_writers(entries, results)

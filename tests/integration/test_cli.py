@@ -18,6 +18,7 @@ from kvstore.client import AsyncClient, Client, Conflict
 
 ROOT = Path(__file__).parents[2]
 KVCTL = (sys.executable, "-m", "kvstore.cli")
+READY_S = 30.0
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -49,7 +50,7 @@ class Demo:
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Demo]:
     process = subprocess.Popen(
-        [*KVCTL, "demo", "--shards", "4", "--wait", "120s", "-o", "jsonl"],
+        [*KVCTL, "demo", "--shards", "4", "-o", "jsonl"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),

@@ -19,7 +19,7 @@ from kvstore.store.machine import Machine
 from kvstore.types import LogIndex, NodeId, ReplicaId, ShardId, Term
 from kvstore.wal import Entries, HardStateRecord
 from kvstore.wire import peer
-from tests.support.host_group import N1, N2, N3, SHARD, HostGroup, result_of
+from tests.support.host_group import N1, N2, N3, SHARD, HostedNode, HostGroup, result_of
 
 
 @pytest.fixture
@@ -43,6 +43,29 @@ def raft_messages(group: HostGroup, kind: type, source: NodeId) -> list[Any]:
             return len(list(iter(self)))
 
     return Seen()
+
+
+def watch_steps(node: HostedNode) -> list[str]:
+    """What the node does from now on for others to wait for, in order."""
+    steps: list[str] = []
+    send, append, apply = node.transport.send, node.log.append, node.replica().machine.apply
+
+    def sent(to: NodeId, lane: Lane, frame: bytes) -> bool:
+        steps.append(f"{lane.name.lower()} to {to}")
+        return send(to, lane, frame)
+
+    def synced(records: Sequence[Any]) -> None:
+        steps.append("sync")
+        append(records)
+
+    def applied(entries: Sequence[Entry], **more: Any) -> Any:
+        steps.append("apply")
+        return apply(entries, **more)
+
+    node.transport.send = sent  # type: ignore[method-assign]
+    node.log.append = synced  # type: ignore[method-assign]
+    node.replica().machine.apply = applied  # type: ignore[method-assign]
+    return steps
 
 
 class TestPass:
@@ -130,6 +153,45 @@ class TestPass:
         group.run(1.0)
         # Per second and node: 20 ticks, 20 sweeps, and beats with replies to two peers, each with a pass.
         assert group.world.events_run < 450
+
+    def test_a_leader_sends_a_lone_write_then_syncs_it(self) -> None:
+        group = HostGroup(settings=HostSettings(inline_sync_s=1.0))
+        node = group.lead(N1)
+        steps = watch_steps(node)
+        group.write(N1, commands.put(b"a", b"1"))
+        group.run(0.0001)
+        assert steps == ["append to n2", "append to n3", "sync"]
+
+    def test_a_follower_promises_an_entry_before_it_applies_the_one_before(self) -> None:
+        group = HostGroup(settings=HostSettings(inline_sync_s=1.0))
+        group.lead(N1)
+        group.write(N1, commands.put(b"a", b"1")).wait()
+        group.run_until(lambda: group[N2].replica().core.synced == group[N1].replica().core.last_index)
+        steps = watch_steps(group[N2])
+        group.write(N1, commands.put(b"a", b"2"))
+        group.run_until(lambda: "apply" in steps)
+        assert steps == ["sync", "control to n1", "apply"]
+
+    def test_a_follower_that_nobody_asks_applies_a_stream_of_commits_together(self, group: HostGroup) -> None:
+        steps = watch_steps(group[N2])
+        for _ in range(40):
+            group.write(N1, commands.incr(b"n")).wait()
+        group.run(0.05)
+        assert steps.count("apply") < 0.4 * steps.count("sync")
+        assert group[N2].replica().machine.state_hash == group[N1].replica().machine.state_hash
+
+    def test_a_follower_that_is_asked_has_applied_what_was_answered(self, group: HostGroup) -> None:
+        for number in range(20):
+            group.write(N1, commands.put(b"a", b"%d" % number)).wait()
+            read = group.read(N2, b"a").wait()
+            assert read.value[0] == b"%d" % number
+
+    def test_a_follower_in_a_stream_of_writes_stays_fresh(self, group: HostGroup) -> None:
+        ages = []
+        for _ in range(300):
+            group.write(N1, commands.incr(b"n")).wait()
+            ages.append(group.read(N2, b"n", "stale").wait().staleness_s)
+        assert max(ages) < 0.1
 
     def test_a_large_backlog_is_applied_in_slices_between_which_others_get_their_turn(self) -> None:
         group = HostGroup(limits=ReplicaLimits(apply_bytes_max=1000, entry_commands_max=1))
