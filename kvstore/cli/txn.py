@@ -56,8 +56,8 @@ def txn(
 
     \b
     OP is one of
-      put KEY VALUE [--ttl 30s]      del KEY
-      get KEY                        incr KEY [BY]
+      put KEY VALUE [--ttl 30s] [--lease ID]      del KEY
+      get KEY                                     incr KEY [BY]
     with quotes as in a shell. VALUE may be - or @FILE, as in `kvctl put`.
 
     \b
@@ -71,6 +71,7 @@ def txn(
     Examples:
       kvctl txn --if 'job absent' --then 'put job me' || echo taken
       kvctl txn --then 'incr account/ann -5' --then 'incr account/bob 5'
+      id=$(kvctl lease grant 30s) && kvctl txn --then "put worker/7 here --lease $id"
       kvctl txn --if 'cfg.version >= 2' --then 'get cfg' --else 'put cfg new' -o json || true
       echo '{"then":[{"op":"get","key":"cfg"},{"op":"get","key":"job"}]}' | kvctl txn -
     """
@@ -116,7 +117,7 @@ def _op(text: str) -> Operation[Any]:
         return _op_of_words(words)
     except (ValueError, IndexError):
         raise click.UsageError(
-            f"{text!r}: expected put KEY VALUE [--ttl D], get KEY, del KEY or incr KEY [BY]"
+            f"{text!r}: expected put KEY VALUE [--ttl D] [--lease ID], get KEY, del KEY or incr KEY [BY]"
         ) from None
 
 
@@ -125,11 +126,11 @@ def _op_of_words(words: list[str]) -> Operation[Any]:
     match words:
         case ["put", key, value, *options]:
             given = dict(zip(options[::2], options[1::2], strict=True))
-            ttl = given.pop("--ttl", None)
+            ttl, lease = given.pop("--ttl", None), given.pop("--lease", None)
             if given:
                 raise ValueError("unknown option")
             ttl_s = None if ttl is None else DURATION.convert(ttl, None, None)
-            return op.put(key_of(key), value_of(value), ttl=ttl_s)
+            return op.put(key_of(key), value_of(value), ttl=ttl_s, lease=lease)
         case ["get", key]:
             return op.get(key_of(key))
         case ["del" | "delete", key]:
