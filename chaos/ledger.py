@@ -6,8 +6,10 @@
 | transfer | `{"deltas": {key: by}, "receipt": key, "leaders": [node, ...]}` |
 | snapshot | `{"accounts": [key, ...]}` |
 | receipt | |
+| rest | |
 
-The result of each is `{"items": {key: [balance or count, revision]}}`.
+The result of each is `{"items": {key: [balance or count, revision]}}`, of a rest `{"intents": count}`: how many
+transactions a node held prepared when all was over.
 
 A search over all orders would be hopeless here: every snapshot joins all accounts into one object. It is not
 needed either, since every answer tells revisions, which give each account's order. What is checked:
@@ -16,7 +18,8 @@ needed either, since every answer tells revisions, which give each account's ord
 - what two answers say of one account at one revision agrees, and no two transfers share one;
 - snapshots lie in one line, and each transfer lies before or behind each of them as a whole;
 - an answer is not older than what was known before it was asked for;
-- a client's receipts count its transfers: none lost, none done twice.
+- a client's receipts count its transfers: none lost, none done twice;
+- no transaction is left prepared.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ Items = dict[str, list[int]]
 
 def check_bank(history: Iterable[Operation]) -> list[str]:
     """What is wrong, in words."""
+    history = list(history)
     operations = [operation for operation in history if operation.kind in KINDS]
     done = [each for each in operations if each.outcome == "ok" and each.result is not None]
     return [
@@ -44,7 +48,16 @@ def check_bank(history: Iterable[Operation]) -> list[str]:
         *_real_time(done),
         *_line(done),
         *_receipts(operations),
+        *_left_prepared(history),
     ]
+
+
+def _left_prepared(history: Sequence[Operation]) -> list[str]:
+    """Judged by the last look, which was taken as late as it may be."""
+    looks = [each for each in history if each.kind == "rest" and each.result is not None]
+    if looks and looks[-1].result["intents"]:
+        return [f"{looks[-1].result['intents']} transactions were left prepared when all had been healed"]
+    return []
 
 
 def _items(operation: Operation) -> Items:

@@ -17,6 +17,8 @@ ACCOUNTS_PER_SHARD = 2
 TRIES = 600
 """Keys tried in search of accounts for every shard."""
 SPREADS = 3
+REST_S = 10.0
+"""So long after everything was healed a transaction may still be prepared."""
 ROUTES_S = 0.5
 """How old the knowledge of who leads what may be."""
 JSON = {"Content-Type": "application/json"}
@@ -66,7 +68,7 @@ class Bank(Workload):
         await asyncio.sleep(caller.dice.uniform(0, 0.2))
 
     def final_reads(self) -> list[FinalRead]:
-        return [self._snapshot, *(_receipt_reader(number) for number in sorted(self._clients))]
+        return [self._rest, self._snapshot, *(_receipt_reader(number) for number in sorted(self._clients))]
 
     def check(self, history: Sequence[Operation]) -> list[str]:
         return check_bank(history)
@@ -103,6 +105,16 @@ class Bank(Workload):
         accounts = list(self._shards)
         ops = [{"op": "get", "key": key} for key in accounts]
         return await self._txn(caller, "snapshot", {"accounts": accounts}, ops, is_write=False)
+
+    async def _rest(self, caller: Caller) -> Operation:
+        """Look until nothing is prepared any more on the node that is asked, for as long as that may take."""
+        until = asyncio.get_running_loop().time() + REST_S
+        while True:
+            seen = await caller.call("rest", "", None, "GET", "/metrics", _intents, is_write=False)
+            is_at_rest = seen.result is not None and not seen.result["intents"]
+            if is_at_rest or asyncio.get_running_loop().time() >= until:
+                return seen
+            await asyncio.sleep(0.5)
 
     @staticmethod
     async def _txn(
@@ -166,6 +178,14 @@ class Bank(Workload):
             connection.close()
         told: dict[str, Any] = json.loads(reply.body)
         return told
+
+
+def _intents(reply: Reply) -> dict[str, int]:
+    """Transactions that the node's replicas hold prepared; each of them has them all, wherever it leads."""
+    lines = reply.body.decode().splitlines()
+    return {
+        "intents": sum(int(float(line.split()[-1])) for line in lines if line.startswith("kv_txn_intents{"))
+    }
 
 
 def _receipt(number: int) -> str:

@@ -105,3 +105,12 @@ def test_bank_that_stays_on_one_node_shows_too_little() -> None:
     ]
     assert check_bank([opened(), *idle]) == []
     assert any("only 0 of 2 transfers spanned" in doubt for doubt in doubts_of_bank([opened(), *idle]))
+
+
+@pytest.mark.parametrize(("looks", "fault_count"), [([2, 0], 0), ([0, 1], 1), ([], 0)])
+def test_transaction_that_is_left_prepared_is_seen(looks: list[int], fault_count: int) -> None:
+    rest = [
+        Operation(0, "rest", "", None, 7.0 + number, 7.1 + number, "ok", {"intents": count})
+        for number, count in enumerate(looks)
+    ]
+    assert len(check_bank([*GOOD, *rest])) == fault_count
