@@ -8,8 +8,8 @@
 | receipt | |
 | rest | |
 
-The result of each is `{"items": {key: [balance or count, revision]}}`, of a rest `{"intents": count}`: how many
-transactions a node held prepared when all was over.
+The result of each is `{"items": {key: [balance or count, revision]}}`, of a rest `{"intents": count}`: how
+many transactions a node held prepared when all was over.
 
 A search over all orders would be hopeless here: every snapshot joins all accounts into one object. It is not
 needed either, since every answer tells revisions, which give each account's order. What is checked:
