@@ -7,11 +7,14 @@ the runs covered. Exit 1 if any seed failed.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from contextlib import nullcontext
+from functools import partial
 from tempfile import TemporaryDirectory
 
 from tests.sim.coverage import Coverage
@@ -33,6 +36,7 @@ def main() -> int:
         action="store_true",
         help="tablets on RocksDB in a temporary directory, see real_tablets.py",
     )
+    parser.add_argument("--jobs", type=int, default=1, help="processes that run seeds (default 1)")
     options = parser.parse_args()
     if options.seed is not None:
         with open(options.raft_trace or os.devnull, "wb", buffering=1 << 20) as file:
@@ -51,11 +55,7 @@ def main() -> int:
         parser.error("--raft-trace needs --seed")
     started = time.monotonic()
     total = Coverage()
-    for seed in _seeds(options.seeds, options.minutes):
-        check_invariants = not options.no_invariants
-        outcome = run_seed(
-            seed, options.fault_s, check_invariants=check_invariants, on_rocksdb=options.rocksdb
-        )
+    for outcome in _outcomes(options):
         total.add(outcome)
         if outcome.failures:
             print(report(outcome, options.fault_s) + " --rocksdb" * options.rocksdb, flush=True)
@@ -66,16 +66,49 @@ def main() -> int:
     return 1 if total.failed else 0
 
 
+def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
+    """As the seeds end, which with `--jobs` is not their order."""
+    run = partial(
+        run_seed,
+        fault_s=options.fault_s,
+        check_invariants=not options.no_invariants,
+        on_rocksdb=options.rocksdb,
+    )
+    seeds = _seeds(options.seeds, options.minutes)
+    if options.jobs == 1:
+        yield from map(run, seeds)
+        return
+    with ProcessPoolExecutor(options.jobs) as pool:
+        running: set[Future[Outcome]] = set()
+        for seed in seeds:
+            running.add(pool.submit(_without_history, run, seed))
+            while len(running) >= 2 * options.jobs:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (each.result() for each in done)
+        yield from (each.result() for each in as_completed(running))
+
+
+def _without_history(run: Callable[[int], Outcome], seed: int) -> Outcome:
+    outcome = run(seed)
+    outcome.history.clear()
+    return outcome
+
+
 def run_seed(
     seed: int, fault_s: float = FAULT_PHASE_S, *, check_invariants: bool = True, on_rocksdb: bool = False
 ) -> Outcome:
     """One seed; an exception of the code under test is a failure like any other."""
     with TemporaryDirectory(prefix="sim-") if on_rocksdb else nullcontext() as root:
         scenario = Scenario(seed, check_invariants=check_invariants, fault_s=fault_s, tablets_root=root)
+        gc.disable()
         try:
             return scenario.run()
         except Exception:  # noqa: BLE001 - recorded by the scenario
             return scenario.outcome()
+        finally:
+            del scenario
+            gc.enable()
+            gc.collect()
 
 
 def _replay(scenario: Scenario) -> int:

@@ -7,7 +7,9 @@ of members. What then happens is drawn like everything else, so no trap knows wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from kvstore.node.replica import Replica
 from kvstore.raft.messages import (
@@ -23,11 +25,10 @@ from kvstore.raft.messages import (
     VoteReply,
     VoteRequest,
 )
+from kvstore.store import txn_commands
 from kvstore.types import NodeId, ShardId, node_of
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from tests.sim.cluster import Process
     from tests.sim.faults import Faults
 
@@ -55,6 +56,13 @@ MOMENTS: dict[str, Callable[[Message], bool]] = {
     "a snapshot is offered": lambda message: isinstance(message, SnapshotOffer),
     "a round is opened": lambda message: isinstance(message, Heartbeat) and message.round > 0,
 }
+TXN_MOMENTS: dict[str, int] = {
+    "a prepare is sent": txn_commands.PREPARE,
+    "a decision is sent": txn_commands.DECIDE,
+    "a vote is asked for again": txn_commands.ASK,
+}
+"""Ops of transactions over several shards, on their way from a coordinator."""
+_command = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 class Trap(NamedTuple):
@@ -65,7 +73,6 @@ class Trap(NamedTuple):
     blows: list[tuple[str, str]]
     """What happens, and to whom: the source or target of the message, or a third node."""
     delay_s: float
-    is_like: Callable[[Message], bool]
 
 
 class Ambush:
@@ -77,40 +84,61 @@ class Ambush:
 
     def watch(self, process: Process) -> None:
         """Look at what leaves a process life."""
-        host = process.node.host
-        post = host._post_raft
+        host, router = process.node.host, process.node.router
+        post, write = host._post_raft, router.write
 
         def watched(replica: Replica, messages: tuple[Message, ...], **more: Any) -> None:
             post(replica, messages, **more)
             if self.trap is not None:
                 for message in messages:
-                    self._look(replica, message)
+                    self._look(replica.shard, message)
+
+        def written(shard: ShardId, command: bytes, *more: Any) -> Any:
+            if self.trap is not None and self.trap.moment in TXN_MOMENTS:
+                self._look_at_command(process.name, shard, command)
+            return write(shard, command, *more)
 
         host._post_raft = watched  # type: ignore[method-assign]
+        router.write = written  # type: ignore[method-assign]
 
     def set(self, shard: ShardId | None, moment: str | None = None) -> None:
         faults, dice = self.faults, self.faults.dice
-        moment = moment or dice.choice(tuple(MOMENTS))
+        moment = moment or dice.choice((*MOMENTS, *TXN_MOMENTS))
         blows = [
             (dice.choice(tuple(faults.blows)), dice.choice(("source", "source", "target", "target", "third")))
             for _ in range(dice.choice((1, 2, 2, 3)))
         ]
         delay_s = dice.choice((0.0001, 0.0001, 0.001, 0.004, 0.03, 0.3))
-        self.trap = Trap(moment, shard, faults.world.now + PATIENCE_S, blows, delay_s, MOMENTS[moment])
+        self.trap = Trap(moment, shard, faults.world.now + PATIENCE_S, blows, delay_s)
 
-    def _look(self, replica: Replica, message: Message) -> None:
+    def _trap_for(self, shard: ShardId) -> Trap | None:
         trap, faults = self.trap, self.faults
-        if trap is None or (trap.shard is not None and replica.shard != trap.shard):
-            return
+        if trap is None or (trap.shard is not None and shard != trap.shard):
+            return None
         if faults.is_healing or faults.world.now > trap.until:
             self.trap = None
-        elif trap.is_like(message):
-            self.trap = None
-            faults.world.after(
-                trap.delay_s, self._spring, trap, node_of(message.source), node_of(message.target)
-            )
+        return self.trap
 
-    def _spring(self, trap: Trap, source: NodeId, target: NodeId) -> None:
+    def _look(self, shard: ShardId, message: Message) -> None:
+        trap = self._trap_for(shard)
+        is_like = None if trap is None else MOMENTS.get(trap.moment)
+        if trap is not None and is_like is not None and is_like(message):
+            self._go_off(trap, shard, node_of(message.source), node_of(message.target))
+
+    def _look_at_command(self, coordinator: NodeId, shard: ShardId, command: bytes) -> None:
+        trap = self._trap_for(shard)
+        code = None if trap is None else TXN_MOMENTS.get(trap.moment)
+        leader = self.faults.cluster.leader_of(shard)
+        if trap is None or code is None or leader is None or leader.name == coordinator:
+            return
+        if _command(command)[1][0] == code:
+            self._go_off(trap, shard, coordinator, leader.name)
+
+    def _go_off(self, trap: Trap, shard: ShardId, source: NodeId, target: NodeId) -> None:
+        self.trap = None
+        self.faults.world.after(trap.delay_s, self._spring, trap, shard, source, target)
+
+    def _spring(self, trap: Trap, shard: ShardId, source: NodeId, target: NodeId) -> None:
         faults = self.faults
         if faults.is_healing:
             return
@@ -118,6 +146,6 @@ class Ambush:
         whom = {"source": source, "target": target, "third": faults.dice.choice(others)}
         faults.world.note(f"trap: {trap.moment}, {trap.blows} from {source} to {target}")
         faults.cluster.states[f"trap: {trap.moment}"] += 1
-        faults.hurry()
+        faults.hurry(shard)
         for blow, who in trap.blows:
             faults.blows[blow](whom[who])

@@ -60,6 +60,8 @@ class Caller:
         self.home: NodeId | None = None
         self.wants_leader_of: ShardId | None = None
         """Whose leader it looks for when it needs a new node, as a client with routes does."""
+        self.attempt_s, self.deadline_s = ATTEMPT_S, DEADLINE_S
+        """How long it waits for one answer, and how long it goes on asking."""
 
     # ---- for each kind of client -----------------------------------------------------------------
 
@@ -136,7 +138,7 @@ class Attempt:
         self.is_write = ask.method != "GET"
         self.ask = caller.identify(ask) if self.is_write else ask
         self.done = done
-        self.deadline = caller.world.now + DEADLINE_S
+        self.deadline = caller.world.now + caller.deadline_s
         self.number = 0
         self.is_over = False
         self.was_unknown = False
@@ -160,7 +162,7 @@ class Attempt:
             world.after(caller.dice.uniform(0, 6), self._arrive, caller.node(), 0)
             # It may be carried out after all others were refused.
             self.was_unknown = True
-        world.after(ATTEMPT_S + 0.2, self._on_answer, None, number)
+        world.after(caller.attempt_s + min(0.2, caller.attempt_s), self._on_answer, None, number)
 
     def _arrive(self, node: NodeId, number: int) -> None:
         caller, ask = self.caller, self.ask
@@ -169,7 +171,7 @@ class Attempt:
             delay = caller.dice.uniform(0.0002, 0.002)
             caller.world.after(delay, self._on_answer, response, number)
 
-        headers = ask.headers | {"KV-Timeout": f"{int(ATTEMPT_S * 1000)}ms"}
+        headers = ask.headers | {"KV-Timeout": f"{int(caller.attempt_s * 1000)}ms"}
         request = caller.cluster.request(node, ask.method, ask.target, headers, ask.body, answered)
         if number == self.number:
             self._request = request

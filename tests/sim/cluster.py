@@ -137,6 +137,15 @@ class Process:
         yield from self.node.host.replicas.values()
 
 
+class Probed:
+    """The shard that deserves a close look, and until when; `wake` calls those who look (`probers.py`)."""
+
+    def __init__(self) -> None:
+        self.shard = ShardId(0)
+        self.until = 0.0
+        self.wake: list[Callable[[], None]] = []
+
+
 class Machine:
     """What outlives a process: the disk and the clock."""
 
@@ -186,11 +195,19 @@ class SimCluster:
         """Clients only read until then; those that can not do without writes ask for nothing."""
         self.hurry_until = 0.0
         """Something has just gone wrong: clients ask at a quick pace until then."""
+        self.probed = Probed()
         self.observe: Callable[[NodeId], Observe] = lambda name: lambda shard: None
         """Gives each life of a node the observers of its Raft events."""
 
     def count(self, what: str, by: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + by
+
+    def probe(self, shard: ShardId, seconds: float) -> None:
+        """Have a shard looked at closely, from now on."""
+        self.probed.shard = shard
+        self.probed.until = max(self.probed.until, self.world.now + seconds)
+        for wake in self.probed.wake:
+            wake()
 
     # ---- processes -------------------------------------------------------------------------------
 

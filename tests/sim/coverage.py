@@ -9,7 +9,7 @@ from kvstore.node.calls import Call
 from kvstore.node.replica import Replica
 from kvstore.raft import Core, Role
 from kvstore.types import ReplicaId, ShardId, Term
-from tests.sim.ambush import MOMENTS
+from tests.sim.ambush import MOMENTS, TXN_MOMENTS
 from tests.sim.faults import ALL_FAULTS
 from tests.sim.limp import MANNERS
 
@@ -61,6 +61,7 @@ STATES = (
     "lock granted",
     "change watched",
     "watch told of compaction",
+    "leader changed under a snapshot",
     "transaction over shards",
     "conflict with a transaction",
 )
@@ -176,7 +177,7 @@ class Coverage:
 
     def unsprung(self) -> list[str]:
         """Moments at which no fault was ever laid; in few seeds that is chance."""
-        return [moment for moment in MOMENTS if not self.states[f"trap: {moment}"]]
+        return [moment for moment in (*MOMENTS, *TXN_MOMENTS) if not self.states[f"trap: {moment}"]]
 
     def summary(self, elapsed_s: float) -> str:
         never = self.never()

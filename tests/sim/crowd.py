@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 from chaos.history import History
 from kvstore.types import ShardId
-from tests.sim.caller import Caller
+from tests.sim.caller import ATTEMPT_S, DEADLINE_S, Caller
 from tests.sim.clients import Client
 from tests.sim.cluster import SimCluster
 from tests.sim.group_clients import GroupClient
 from tests.sim.lease_clients import LeaseClient
 from tests.sim.lock_clients import LockClient
-from tests.sim.txn_clients import TxnClient
+from tests.sim.probers import Prober
+from tests.sim.txn_clients import Accounts, TxnClient
 from tests.sim.watch_clients import Truth, WatchClient
 
 
@@ -125,7 +126,7 @@ def transactions(stage: Stage) -> Sequence[Caller]:
     dice = stage.dice_of("transactions")
     if dice.random() < 0.4:
         return ()
-    accounts = [f"account{number}" for number in range(dice.choice((3, 5)))]
+    accounts = Accounts(dice.choice((3, 5)))
     lists = [f"list{number}" for number in range(2)]
     clients = [
         TxnClient(
@@ -139,9 +140,26 @@ def transactions(stage: Stage) -> Sequence[Caller]:
         for number in (60, 61, 62, 63)
     ]
     clients[0].is_judge = True
+    attempt_s = dice.choice((ATTEMPT_S, ATTEMPT_S, 4.0))
     for client in clients:
         client.late_share = dice.choice((0.0, 0.1))
+        client.attempt_s, client.deadline_s = attempt_s, max(DEADLINE_S, 2 * attempt_s)
     return clients
+
+
+def probers(stage: Stage) -> Sequence[Caller]:
+    """Those that look closely when something was staged: a reader for each node, and writers."""
+    cluster = stage.cluster
+    keys: dict[ShardId, str] = {}
+    number = 0
+    while len(keys) < cluster.config.shards:
+        keys.setdefault(cluster.shard_of(f"probe{number}"), f"probe{number}")
+        number += 1
+    places = [*cluster.config.node_ids(), None, None]
+    return [
+        Prober(cluster, 70 + order, stage.history, stage.dice_of(f"prober/{order}"), keys, place)
+        for order, place in enumerate(places)
+    ]
 
 
 KINDS: tuple[Callable[[Stage], Sequence[Caller]], ...] = (
@@ -151,6 +169,7 @@ KINDS: tuple[Callable[[Stage], Sequence[Caller]], ...] = (
     watches,
     leases,
     transactions,
+    probers,
 )
 
 

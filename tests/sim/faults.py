@@ -15,16 +15,17 @@ from kvstore.errors import InvalidArgument
 from kvstore.raft import NotLeader, ProposalDropped
 from kvstore.raft.membership import Change
 from kvstore.raft.messages import Configuration
-from kvstore.types import META_SHARD, NodeId, ShardId, Term, node_of
+from kvstore.types import META_SHARD, NodeId, ShardId, node_of
 from tests.sim.ambush import Ambush
 from tests.sim.cluster import DATA, Process, SimCluster
 from tests.sim.rot import WAL, rot_place
+from tests.sim.staged import STAGED, STAGED_MEMBERS, Staged
 from tests.support.sim_files import Crashed
 
+ALL_STAGED = STAGED | STAGED_MEMBERS
 Link = tuple[NodeId, NodeId]
 MEND_S = 1.0
 HURRY_S = 0.8
-RIVAL_S = 3.5
 
 EVERYWHERE = (
     "kill",
@@ -35,7 +36,6 @@ EVERYWHERE = (
     "partition",
     "one_way_cut",
     "pair_cut",
-    "isolate_leader",
     "slow_link",
     "bad_network",
     "slow_disk",
@@ -44,23 +44,19 @@ EVERYWHERE = (
     "disk_full",
     "clock_jump",
     "transfer",
-    "transfer_and_cut",
-    "rival",
     "ambush",
     "lull",
+    *STAGED,
 )
 PROFILES: dict[str, tuple[str, ...]] = {
     "plain": (),
     "rot": ("rot",),
-    "members": ("members", "members_and_ambush"),
+    "members": ("members", *STAGED_MEMBERS),
 }
 ALL_FAULTS = tuple(
     sorted({*EVERYWHERE, *(kind for more in PROFILES.values() for kind in more)} - {"fail_disk"})
 ) + ("fail_write", "fail_datasync")
 """Names under which faults are counted."""
-STAGED = ("rival", "isolate_leader", "transfer_and_cut", "members_and_ambush")
-"""Those that lead to a state by several steps: they often have the stage for themselves for a while."""
-STAGE_S = (2.0, 3.0)
 SHARE = 0.45
 STAGED_SHARE = 0.6
 """Of the kinds of faults, how many a seed has."""
@@ -83,22 +79,23 @@ class Faults:
         self.favourite: ShardId | None = None
         """The shard that most clients work on: many faults aim at it."""
         self.ambush = Ambush(self)
+        self.staged = Staged(self)
         self.blows: dict[str, Callable[[NodeId], None]] = {
             "kill": lambda name: self._end_named(name, power_loss=False),
             "power_loss": lambda name: self._end_named(name, power_loss=True),
             "pause": self._pause_named,
-            "cut_off": lambda name: self._cut(self._links(name)),
-            "deafen": lambda name: self._cut(self._links_into(name)),
-            "mute": lambda name: self._cut(self._links_out_of(name)),
-            "slow_in": lambda name: self._slow(self._links_into(name)),
-            "slow_out": lambda name: self._slow(self._links_out_of(name)),
+            "cut_off": lambda name: self.cut(self.links(name)),
+            "deafen": lambda name: self.cut(self.links_into(name)),
+            "mute": lambda name: self.cut(self.links_out_of(name)),
+            "slow_in": lambda name: self.slow(self.links_into(name)),
+            "slow_out": lambda name: self.slow(self.links_out_of(name)),
             "hang_disk": self._hang_named,
         }
         self.rotten: NodeId | None = None
         """The one node whose log was damaged and whose replicas are not all back yet."""
         self.start_crash_share = dice.choice((0.0, 0.1, 0.3))
         self._dying = NodeId("")
-        self._start = start
+        self.start = start
 
     def begin(self) -> None:
         self.world.after(0.5, self._next)
@@ -108,14 +105,17 @@ class Faults:
         if self.is_healing:
             return
         kind = self.dice.choices(tuple(self.weights), tuple(self.weights.values()))[0]
-        is_staged = kind in STAGED and self.dice.random() < 0.7
+        is_staged = kind in ALL_STAGED and self.dice.random() < 0.7
         if is_staged:
             self._calm()
-        fired: str = getattr(self, f"_{kind}")()
+        stage: Callable[[], str] = (
+            getattr(self.staged, kind) if kind in ALL_STAGED else getattr(self, f"_{kind}")
+        )
+        fired = stage()
         self.fired[fired] = self.fired.get(fired, 0) + 1
         self.world.note(f"fault {fired}")
-        gap_s = STAGE_S if is_staged and fired != "nothing" else self.gap_s
-        self.world.after(self.dice.uniform(*gap_s), self._next)
+        gap_s = self.dice.uniform(*self.gap_s)
+        self.world.after(ALL_STAGED[kind] if is_staged and fired != "nothing" else gap_s, self._next)
 
     def _calm(self) -> None:
         """End what disturbs the network: what comes now shows nothing if others are in its way."""
@@ -126,21 +126,26 @@ class Faults:
     def _swarm(self) -> dict[str, int]:
         """Which kinds of faults this seed has, and how often each."""
         dice = self.dice
-        kinds = [kind for kind in EVERYWHERE if dice.random() < (STAGED_SHARE if kind in STAGED else SHARE)]
+        kinds = [
+            kind for kind in EVERYWHERE if dice.random() < (STAGED_SHARE if kind in ALL_STAGED else SHARE)
+        ]
         while len(kinds) < KINDS_MIN:
             kinds.append(dice.choice(EVERYWHERE))
         kinds += PROFILES[self.profile]
-        return {kind: dice.choice((3, 6) if kind in STAGED else (1, 1, 2, 4)) for kind in kinds}
+        return {kind: dice.choice((3, 6) if kind in ALL_STAGED else (1, 1, 2, 4)) for kind in kinds}
 
-    def hurry(self) -> None:
-        """Let the clients ask faster for a moment: now answers may be wrong."""
-        self.cluster.hurry_until = self.world.now + HURRY_S
+    def hurry(self, shard: ShardId | None = None, seconds: float = HURRY_S) -> None:
+        """Let the clients ask faster for a moment, and some look closely: now answers may be wrong."""
+        self.cluster.hurry_until = max(self.cluster.hurry_until, self.world.now + seconds)
+        if shard is None or shard not in self._shards():
+            shard = self.favourite or ShardId(0)
+        self.cluster.probe(shard, seconds)
 
     # ---- processes -------------------------------------------------------------------------------
 
     def _any_process(self) -> Process | None:
         """Often a leader: it is what most guards are about."""
-        leader = self._some_leader()[1]
+        leader = self.some_leader()[1]
         if leader is not None and self.dice.random() < 0.5:
             return leader
         names = sorted(self.cluster.processes)
@@ -149,7 +154,7 @@ class Faults:
     def end(self, process: Process, *, power_loss: bool) -> None:
         """Kill, and start again after a while."""
         self.cluster.kill(process.name, power_loss=power_loss)
-        self.world.after(self.dice.choice((0.05, 0.5, 2.0, 5.0)), self._start, process.name)
+        self.world.after(self.dice.choice((0.05, 0.5, 2.0, 5.0)), self.start, process.name)
 
     def _end_named(self, name: NodeId, *, power_loss: bool) -> None:
         process = self.cluster.processes.get(name)
@@ -234,55 +239,33 @@ class Faults:
         names = list(self.cluster.config.node_ids())
         self.dice.shuffle(names)
         side = names[: self.dice.randint(1, len(names) - 1)]
-        self._cut_both_ways({(a, b) for a in side for b in names if b not in side})
+        self.cut_both_ways({(a, b) for a in side for b in names if b not in side})
         return "partition"
 
     def _one_way_cut(self) -> str:
         source, target = self.dice.sample(self.cluster.config.node_ids(), 2)
-        self._cut({(source, target)})
+        self.cut({(source, target)})
         return "one_way_cut"
 
     def _pair_cut(self) -> str:
         """Two nodes do not hear each other, all others hear both: a non-transitive partition."""
         a, b = self.dice.sample(self.cluster.config.node_ids(), 2)
-        self._cut_both_ways({(a, b)})
+        self.cut_both_ways({(a, b)})
         return "pair_cut"
 
-    def _isolate_leader(self) -> str:
-        """Fully, or so that it still hears others, or hears only late what they said before."""
-        leader = self._some_leader()[1]
-        if leader is None:
-            return "nothing"
-        manner = self.dice.choice(("cut off", "mute", "hears late"))
-        if manner == "cut off":
-            self._cut(self._links(leader.name))
-        elif manner == "mute":
-            self._cut(self._links_out_of(leader.name))
-        else:
-            self._slow(self._links_into(leader.name))
-            delay_s = self.dice.uniform(0.0, 1.5)
-            self.world.after(delay_s, self._cut_unless_healing, self._links_out_of(leader.name))
-        self.hurry()
-        return "isolate_leader"
-
-    def _cut_unless_healing(self, links: set[Link]) -> None:
-        if not self.is_healing:
-            self.hurry()
-            self._cut(links)
-
-    def _links_into(self, name: NodeId) -> set[Link]:
+    def links_into(self, name: NodeId) -> set[Link]:
         return {(other, name) for other in self.cluster.config.node_ids() if other != name}
 
-    def _links_out_of(self, name: NodeId) -> set[Link]:
+    def links_out_of(self, name: NodeId) -> set[Link]:
         return {(name, other) for other in self.cluster.config.node_ids() if other != name}
 
-    def _links(self, name: NodeId) -> set[Link]:
-        return self._links_into(name) | self._links_out_of(name)
+    def links(self, name: NodeId) -> set[Link]:
+        return self.links_into(name) | self.links_out_of(name)
 
-    def _cut_both_ways(self, links: set[Link], seconds: float | None = None) -> None:
-        self._cut(links | {(b, a) for a, b in links}, seconds)
+    def cut_both_ways(self, links: set[Link], seconds: float | None = None) -> None:
+        self.cut(links | {(b, a) for a, b in links}, seconds)
 
-    def _cut(self, links: set[Link], seconds: float | None = None) -> None:
+    def cut(self, links: set[Link], seconds: float | None = None) -> None:
         network = self.cluster.network
         network.cut |= links
 
@@ -295,19 +278,20 @@ class Faults:
         """What goes one way between some nodes takes long."""
         name = self._some_node()
         other = self.dice.choice([each for each in self.cluster.config.node_ids() if each != name])
-        self._slow(self.dice.choice((self._links_into(name), self._links_out_of(name), {(name, other)})))
+        self.slow(self.dice.choice((self.links_into(name), self.links_out_of(name), {(name, other)})))
         return "slow_link"
 
-    def _slow(self, links: set[Link]) -> None:
+    def slow(self, links: set[Link], delay_s: float | None = None, seconds: float | None = None) -> None:
         delays = self.cluster.network.delays
-        delay_s = self.dice.choice((0.05, 0.4, 0.9, 2.0))
+        if delay_s is None:
+            delay_s = self.dice.choice((0.05, 0.4, 0.9, 2.0))
         delays |= dict.fromkeys(links, delay_s)
 
         def mend() -> None:
             for link in links:
                 delays.pop(link, None)
 
-        self.world.after(self.dice.choice((1.0, 3.0)), mend)
+        self.world.after(self.dice.choice((1.0, 3.0)) if seconds is None else seconds, mend)
 
     def _bad_network(self) -> str:
         faults = self.cluster.network.faults
@@ -385,98 +369,21 @@ class Faults:
 
     # ---- leaders and members ---------------------------------------------------------------------
 
-    def _some_leader(self) -> tuple[ShardId, Process | None]:
+    def some_leader(self) -> tuple[ShardId, Process | None]:
         shard = ShardId(self.dice.randrange(self.cluster.config.shards))
         if self.favourite is not None and self.dice.random() < 0.6:
             shard = self.favourite
         return shard, self.cluster.leader_of(shard)
 
     def _transfer(self) -> str:
-        shard, leader = self._some_leader()
+        shard, leader = self.some_leader()
         if leader is None:
             return "nothing"
         leader.node.ask_transfer(shard, self.dice.choice(self.cluster.config.node_ids()))
         return "transfer"
 
-    def _transfer_and_cut(self) -> str:
-        """Cut a leader off right when its heir campaigns: it does not hear of the new term."""
-        shard, leader = self._some_leader()
-        if leader is None:
-            return "nothing"
-        core = leader.node.host.replicas[shard].core
-        heirs = [node_of(voter) for voter in core.configuration.voters if voter != core.me]
-        if not heirs:
-            return "nothing"
-        leader.node.ask_transfer(shard, self.dice.choice(heirs))
-        self.hurry()
-        self._cut_off_at_new_term(leader, shard, core.term, self.world.now + 0.5)
-        return "transfer_and_cut"
-
-    def _cut_off_at_new_term(self, leader: Process, shard: ShardId, term: Term, until: float) -> None:
-        if self._highest_term(shard) > term:
-            self._cut({(each, leader.name) for each in self.cluster.config.node_ids() if each != leader.name})
-        elif self.world.now < until and not self.is_healing:
-            self.world.after(0.0002, self._cut_off_at_new_term, leader, shard, term, until)
-
-    def _rival(self) -> str:
-        """A follower that has lost its leader campaigns, and asks a voter that may not listen to it: the
-        voter hears the leader, or did before it restarted (schedule 39). The leader does not hear of it.
-        Nobody writes before that, or the rival's log would be too short to win."""
-        shard, leader = self._some_leader()
-        if leader is None:
-            return "nothing"
-        core = leader.node.host.replicas[shard].core
-        voters = [node_of(voter) for voter in core.configuration.voters]
-        others = [name for name in voters if name != leader.name and name in self.cluster.processes]
-        if len(others) < 2:
-            return "nothing"
-        rival, voter = self.dice.sample(others, 2)
-        self._cut_both_ways({(leader.name, rival)}, RIVAL_S)
-        self.cluster.reads_only_until = self.world.now + RIVAL_S
-        does_restart = self.dice.random() < 0.5
-        margin = self.dice.randint(1, 10)
-
-        def go_on() -> None:
-            self.hurry()
-            self._write_again_at_new_term(shard, core.term, self.world.now + 1.0)
-            if does_restart:
-                self._cut_both_ways({(voter, leader.name)}, RIVAL_S)
-                if voter in self.cluster.processes:
-                    self.cluster.kill(voter, power_loss=False)
-                    self.world.after(0.05, self._start, voter)
-            else:
-                self._cut({(voter, leader.name)}, RIVAL_S)
-
-        self._when_about_to_campaign(rival, shard, margin, self.world.now + RIVAL_S, go_on)
-        return "rival"
-
-    def _write_again_at_new_term(self, shard: ShardId, term: Term, until: float) -> None:
-        if self.world.now > until or self._highest_term(shard) > term:
-            self.cluster.reads_only_until = 0.0
-            self.hurry()
-        else:
-            self.world.after(0.005, self._write_again_at_new_term, shard, term, until)
-
-    def _highest_term(self, shard: ShardId) -> Term:
-        replicas = [process.node.host.replicas.get(shard) for process in self.cluster.processes.values()]
-        return max((replica.core.term for replica in replicas if replica is not None), default=Term(0))
-
-    def _when_about_to_campaign(
-        self, name: NodeId, shard: ShardId, margin: int, until: float, then: Callable[[], None]
-    ) -> None:
-        """Wait until a replica has at most `margin` ticks of patience left."""
-        process = self.cluster.processes.get(name)
-        replica = None if process is None else process.node.host.replicas.get(shard)
-        if replica is None or self.is_healing or self.world.now > until:
-            return
-        core = replica.core
-        if core.election_timeout - core.elapsed <= margin:
-            then()
-        else:
-            self.world.after(0.02, self._when_about_to_campaign, name, shard, margin, until, then)
-
     def _ambush(self) -> str:
-        self.ambush.set(self._some_leader()[0] if self.dice.random() < 0.7 else None)
+        self.ambush.set(self.some_leader()[0] if self.dice.random() < 0.7 else None)
         return "ambush"
 
     def _lull(self) -> str:
@@ -484,16 +391,13 @@ class Faults:
         self.cluster.lull_until = self.world.now + self.dice.choice((0.7, 1.5, 3.0))
         return "lull"
 
-    def _members_and_ambush(self) -> str:
-        """A change of members that is disturbed at once."""
-        shard = self._some_leader()[0]
-        self.ambush.set(shard, "members change")
-        return "members_and_ambush" if self._members(shard) == "members" else "nothing"
+    def _members(self) -> str:
+        return self.change_members()
 
-    def _members(self, shard: ShardId | None = None) -> str:
+    def change_members(self, shard: ShardId | None = None) -> str:
         """Take the vote of some voters, or give it back to all: joint changes, proposed to the core."""
         if shard is None:
-            shard = self._some_leader()[0]
+            shard = self.some_leader()[0]
         leader = self.cluster.leader_of(shard)
         if leader is None:
             return "nothing"
@@ -503,9 +407,9 @@ class Faults:
             change = Change(voters=configuration.learners)
         else:
             change = Change(learners=tuple(self.dice.sample(voters, self.dice.randint(1, len(voters) - 1))))
-        return "members" if self._change(leader, shard, change) else "nothing"
+        return "members" if self.change(leader, shard, change) else "nothing"
 
-    def _change(self, leader: Process, shard: ShardId, change: Change) -> bool:
+    def change(self, leader: Process, shard: ShardId, change: Change) -> bool:
         host = leader.node.host
         replica = host.replicas[shard]
         try:
@@ -535,7 +439,7 @@ class Faults:
                 runtime = self.cluster.processes[name].runtime
                 runtime.paused_until = runtime.busy_until
             else:
-                self._start(name)
+                self.start(name)
 
     @property
     def is_mended(self) -> bool:
@@ -576,7 +480,7 @@ class Faults:
             for shard in self._shards():
                 unfinished, leader = self._unfinished(shard), self.cluster.leader_of(shard)
                 if unfinished is not None and leader is not None and unfinished.learners:
-                    self._change(leader, shard, Change(voters=unfinished.learners))
+                    self.change(leader, shard, Change(voters=unfinished.learners))
 
     def _is_joining(self, shard: ShardId, name: NodeId) -> bool:
         unfinished = self._unfinished(shard)

@@ -2,9 +2,6 @@
 
 Each mutation takes one guard away or gets one step wrong, by patching a function of the shipped code for
 as long as a `with` lasts. `pitfall` is the number of the entry of the list of pitfalls that it falls into.
-
-Not planted: 4 (a TTL that starts anew with a leader). The workload has no keys with a TTL in idle shards, so
-nothing would see it; `test_pitfalls_time.py` does.
 """
 
 from tests.sim import mutations_locks, mutations_raft, mutations_storage, mutations_time, mutations_txn

@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from kvstore.node.lease_ends import LeaseEnds
+from kvstore.node.replica import Replica
 from kvstore.node.watch import positions
 from kvstore.node.watch.feed import Feed, Run
 from kvstore.store import apply, commands, expiry, lease_commands, leases
@@ -28,6 +29,20 @@ def expires_early() -> Iterator[None]:
             draft.clock_ms -= AHEAD_MS
 
     with patch.dict(apply.APPLY, {commands.EXPIRE: early}):
+        yield
+
+
+@planted(4, "a new leader's clock goes on from its last entry: what has passed without writes is forgotten")
+def idle_time_forgotten() -> Iterator[None]:
+    run_clock = Replica.run_clock
+
+    def anew(self: Replica, now: float) -> None:
+        was = self.clock_term
+        run_clock(self, now)
+        if self.led_term is not None and self.clock_term != was:
+            self._set_clock(self.machine.clock_ms, self.led_term, now)
+
+    with patch.object(Replica, "run_clock", anew):
         yield
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from kvstore.node import recovery, transactions
 from kvstore.node.transactions import Vote
-from kvstore.store import apply, mvcc, txn_commands
+from kvstore.store import mvcc
 from kvstore.store import transactions as store_transactions
 from kvstore.store.intents import Intents
 from kvstore.store.sessions import Sessions
@@ -44,15 +44,12 @@ def missing_vote_is_a_yes() -> Iterator[None]:
         yield
 
 
-@planted(33, "a prepare is taken at any time")
-def prepare_at_any_time() -> Iterator[None]:
-    prepare = store_transactions._apply_prepare
+@planted(33, "a no that was forced is not remembered, and a late prepare is taken")
+def forced_no_forgotten() -> Iterator[None]:
+    def forget(draft: Any, txid: bytes, not_after_ms: int) -> None:
+        draft.intents.write(draft, txid, None)
 
-    def at_any_time(draft: Any, op: list[Any]) -> Any:
-        limit = draft.clock_ms + 5_000
-        return prepare(draft, [op[0], op[1], limit, *op[3:]])
-
-    with patch.dict(apply.APPLY, {txn_commands.PREPARE: at_any_time}):
+    with patch.object(store_transactions, "_refuse", forget):
         yield
 
 

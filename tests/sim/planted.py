@@ -13,14 +13,25 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from typing import Any, NamedTuple
 
 from tests.sim.__main__ import run_seed
 from tests.sim.mutations import MUTATIONS, Mutation
 from tests.sim.scenario import FAULT_PHASE_S
 
-SEEN_FROM_OUTSIDE = ("not linearizable", "replicas of shard", "tablets of shard", "lock ", "watch ", "life ")
+SEEN_FROM_OUTSIDE = (
+    "not linearizable",
+    "replicas of shard",
+    "tablets of shard",
+    "lock ",
+    "watch ",
+    "life ",
+    "a snapshot shows half a transfer",
+    "half a transfer is left",
+)
 
 
 class Finding(NamedTuple):
@@ -63,6 +74,22 @@ def hunt(
     return found
 
 
+def _hunt_named(name: str, **how: Any) -> tuple[str, Finding]:
+    logging.disable(logging.CRITICAL)
+    return name, hunt(MUTATIONS[name], **how)
+
+
+def _findings(
+    names: Sequence[str], search: Callable[[str], tuple[str, Finding]], jobs: int
+) -> Iterator[tuple[str, Finding]]:
+    """In the order of their ends."""
+    if jobs == 1:
+        yield from map(search, names)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from (each.result() for each in as_completed([pool.submit(search, name) for name in names]))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.planted")
     parser.add_argument("--names", help="only these, separated by commas")
@@ -71,6 +98,7 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="do not go on for the first seed seen from outside"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with a mutation (default 1)")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="wall time for each mutation")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
@@ -78,15 +106,15 @@ def main() -> int:
     first, _, last = options.seeds.partition("-")
     survived = outside = 0
     print(f"{'mutation':40} pitfall  seed outside  last  wall s  first sign", flush=True)
-    for name in names:
+    search = partial(
+        _hunt_named,
+        seeds=range(int(first), int(last or first) + 1),
+        check_invariants=not options.no_invariants,
+        wants_outside=not options.quick,
+        limit_s=options.limit_s,
+    )
+    for name, found in _findings(names, search, options.jobs):
         mutation = MUTATIONS[name]
-        found = hunt(
-            mutation,
-            range(int(first), int(last or first) + 1),
-            check_invariants=not options.no_invariants,
-            wants_outside=not options.quick,
-            limit_s=options.limit_s,
-        )
         survived += found.seed is None
         outside += found.outside_seed is not None
         print(

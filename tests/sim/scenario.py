@@ -23,6 +23,7 @@ from tests.sim.coverage import States
 from tests.sim.crowd import Stage, favourite_shard, gather
 from tests.sim.durability import Durability
 from tests.sim.faults import Faults
+from tests.sim.idle import Idle
 from tests.sim.invariants import ClusterInvariants
 from tests.sim.limp import LIMP_S, SETTLE_S, Limp
 from tests.sim.promises import watch_promises
@@ -35,6 +36,8 @@ START_S = 20.0
 HEAL_S = 40.0
 REST_S = 10.0
 """Without clients, at the end: what is open comes to its end, logs are cut."""
+LOOK_S = 0.02
+"""How often the end of a phase is looked for."""
 SEARCH_MAX = 400_000
 """Steps of the checker per group of keys, a second or two; what needs more counts as undecided."""
 LIMP_SHARE = 0.4
@@ -139,7 +142,7 @@ class Scenario:
 
     def _run(self) -> None:
         self._start_nodes()
-        if not self.world.run_while(lambda: not self.cluster.has_all_leaders(), START_S):
+        if not self.world.run_while(lambda: not self.cluster.has_all_leaders(), START_S, LOOK_S):
             self.failures.append("the cluster did not start")
             return
         for client in self.clients:
@@ -151,8 +154,11 @@ class Scenario:
         self.world.run_until(self.world.now + 2.0)
         for client in self.clients:
             client.is_stopped = True
+        idle = Idle(self.faults, Random(f"{self.seed}/idle"))
+        idle.begin()
         self.world.run_until(self.world.now + REST_S)
-        self.world.run_while(lambda: not self._has_converged(), HEAL_S)
+        self.world.run_while(lambda: not self._has_converged(), HEAL_S, LOOK_S)
+        self.failures += idle.judge()
         self._judge()
 
     def _has_converged(self) -> bool:
@@ -209,9 +215,9 @@ class Scenario:
 
     def _heal(self) -> None:
         self.faults.heal()
-        if not self.world.run_while(lambda: not self.cluster.has_all_leaders(), HEAL_S):
+        if not self.world.run_while(lambda: not self.cluster.has_all_leaders(), HEAL_S, LOOK_S):
             self.failures.append("no leaders after healing")
-        elif not self.world.run_while(lambda: not self.faults.is_mended, HEAL_S):
+        elif not self.world.run_while(lambda: not self.faults.is_mended, HEAL_S, LOOK_S):
             self.failures.append("members are still missing long after healing")
 
     def _limp(self) -> None:
@@ -221,7 +227,7 @@ class Scenario:
             return
         limp = Limp(self.faults, dice)
         limp.begin()
-        self.world.run_while(lambda: not limp.is_over(), LIMP_S + SETTLE_S)
+        self.world.run_while(lambda: not limp.is_over(), LIMP_S + SETTLE_S, LOOK_S)
         failure = limp.failure()
         if failure is not None:
             self.failures.append(failure)

@@ -18,8 +18,6 @@ SOON = (
 )
 """Found within the first few seeds, short ones; docs/testing.md has all."""
 SHORT_S = 8.0
-ELSEWHERE = {4}
-"""Proven by schedules of their own only, see `mutations.py`."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +34,7 @@ def test_planted_bug_is_found_soon(name: str) -> None:
 
 def test_every_pitfall_has_a_planted_bug() -> None:
     planted = {mutation.pitfall for mutation in MUTATIONS.values()}
-    assert set(range(1, 26)) - planted == ELSEWHERE
+    assert set(range(1, 26)) <= planted
 
 
 @pytest.mark.sim_long

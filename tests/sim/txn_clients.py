@@ -19,6 +19,37 @@ from tests.sim.cluster import SimCluster
 _JSON = {"Content-Type": "application/json"}
 
 
+UNKNOWN_MAX = 6
+"""Transfers of unknown outcome per set of accounts: each doubles what may have happened."""
+
+
+class Accounts:
+    """Some accounts that belong together; after too many doubts all clients go on with new ones."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._sets = 0
+        self._unknown = 0
+        self.renew()
+
+    def renew(self) -> None:
+        self._sets += 1
+        self._unknown = 0
+        self.names = [f"account{self._sets}-{number}" for number in range(self._count)]
+
+    def doubt(self, name: str) -> None:
+        """Nobody can tell what became of a transfer."""
+        self._unknown += name in self.names
+        if self._unknown >= UNKNOWN_MAX:
+            self.renew()
+
+    def all_sets(self) -> list[list[str]]:
+        return [
+            [f"account{which}-{number}" for number in range(self._count)]
+            for which in range(1, self._sets + 1)
+        ]
+
+
 class TxnClient(Caller):
     def __init__(
         self,
@@ -26,7 +57,7 @@ class TxnClient(Caller):
         number: int,
         history: History,
         dice: Random,
-        accounts: list[str],
+        accounts: Accounts,
         lists: list[str],
     ) -> None:
         super().__init__(cluster, number, dice)
@@ -44,9 +75,9 @@ class TxnClient(Caller):
         if draw < 0.4:
             self._transfer()
         elif draw < 0.55:
-            self._txn([], [_step("get", account) for account in self.accounts], self._check_sum)
+            self._txn([], [_step("get", account) for account in self.accounts.names], self._check_sum)
         elif draw < 0.65:
-            self._single("get", self.dice.choice(self.accounts + self.lists), None)
+            self._single("get", self.dice.choice(self.accounts.names + self.lists), None)
         elif draw < 0.75:
             self.element += 1
             argument = {"value": f"{self.number}-{self.element}"}
@@ -58,7 +89,7 @@ class TxnClient(Caller):
 
     def _transfer(self) -> None:
         count = self.dice.choice((2, 2, 2, 3))
-        source, *targets = self.dice.sample(self.accounts, min(count, len(self.accounts)))
+        source, *targets = self.dice.sample(self.accounts.names, count)
         steps = [_step("incr", target, {"by": 1}) for target in targets]
         self._txn([], [_step("incr", source, {"by": -len(targets)}), *steps], lambda results: self.finished())
 
@@ -147,13 +178,31 @@ class TxnClient(Caller):
             self.cluster.states["conflict with a transaction"] += 1
             outcome = "unknown" if attempt.was_unknown else "refused"
         self.history.complete(operation, outcome, self.world.now)
+        if operation.kind == "txn" and outcome == "unknown" and operation.argument["then"]:
+            self.accounts.doubt(operation.argument["then"][0]["key"])
         self.disappointed()
         self.finished()
 
     # ---- the verdict -----------------------------------------------------------------------------
 
     def judge(self) -> list[str]:
-        return self.wrong_sums + (self._left_behind() if self.is_judge else [])
+        return self.wrong_sums + (self._left_behind() + self._wrong_ends() if self.is_judge else [])
+
+    def _wrong_ends(self) -> list[str]:
+        """Every transfer has happened whole or not at all, also those that nobody has looked at since."""
+        found = []
+        for names in self.accounts.all_sets():
+            total = 0
+            for name in names:
+                shard = self.cluster.shard_of(name)
+                leader = self.cluster.leader_of(shard)
+                if leader is None:
+                    return found
+                item = leader.node.host.replicas[shard].machine.query(["get", name.encode(), None])
+                total += 0 if item is None else int(item[0])
+            if total != 0:
+                found.append(f"half a transfer is left: {names} sum up to {total}")
+        return found
 
     def _left_behind(self) -> list[str]:
         """All is healed and at rest: no transaction may be open anywhere."""

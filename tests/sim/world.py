@@ -68,14 +68,17 @@ class World:
             self._step()
         self.now = max(self.now, end)
 
-    def run_while(self, condition: Callable[[], bool], limit_s: float) -> bool:
-        """Run until `condition` is false; False when `limit_s` passed first."""
+    def run_while(self, condition: Callable[[], bool], limit_s: float, every_s: float = 0.0) -> bool:
+        """Run until `condition` is false; False when `limit_s` passed first. It is looked at after each
+        event, or once in `every_s`."""
         end = self.now + limit_s
         while condition():
             if not self._heap or self._heap[0][0] > end:
                 self.now = end
                 return not condition()
             self._step()
+            if every_s:
+                self.run_until(min(self.now + every_s, end))
         return True
 
     def _step(self) -> None:

@@ -1,0 +1,78 @@
+"""Clients that look closely for a moment, at one shard and at every node at once, when a fault was staged.
+
+Others come to such a moment only by chance, and by then they often wait for an answer that does not come. Of
+these, one reads at each node, again and again and with little patience, and a few write beside them.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from chaos.history import History
+from kvstore.types import NodeId, ShardId
+from tests.sim.caller import Ask
+from tests.sim.clients import Client
+from tests.sim.cluster import SimCluster
+
+PACE_S = 0.03
+READ_PATIENCE_S = 0.12
+WRITE_PATIENCE_S = 0.4
+WRITE_DEADLINE_S = 2.5
+LEASE_SHARE = 0.6
+
+
+class Prober(Client):
+    """Asks only while `cluster.probed` says so. With `place` it reads there; without one it writes."""
+
+    def __init__(
+        self,
+        cluster: SimCluster,
+        number: int,
+        history: History,
+        dice: Random,
+        keys: dict[ShardId, str],
+        place: NodeId | None,
+    ) -> None:
+        super().__init__(cluster, number, history, dice, sorted(keys.values()))
+        self.place = place
+        self._key_of = keys
+        self._is_awake = False
+        self.is_identified = True
+        self.attempt_s = READ_PATIENCE_S if place is not None else WRITE_PATIENCE_S
+        self.deadline_s = 0.0 if place is not None else WRITE_DEADLINE_S
+
+    def start(self) -> None:
+        self.cluster.probed.wake.append(self._wake)
+
+    def _wake(self) -> None:
+        if not self._is_awake:
+            self._is_awake = True
+            self.home = None
+            self.world.after(self.dice.uniform(0, PACE_S / 2), self._next)
+
+    def _next(self) -> None:
+        if self.is_stopped or self.world.now >= self.cluster.probed.until:
+            self._is_awake = False
+        elif self.place is None and self.may_only_read():
+            self.world.after(PACE_S / 4, self._next)
+        else:
+            self.ask_next()
+
+    def finished(self) -> None:
+        self.world.after(self.dice.uniform(0, PACE_S), self._next)
+
+    def node(self) -> NodeId:
+        if self.place is not None:
+            return self.place
+        if self.home is None:
+            self.home = self.dice.choice(self.cluster.config.node_ids())
+        return self.home
+
+    def _choose(self) -> tuple[str, str, Any, Ask]:
+        key = self._key_of[self.cluster.probed.shard]
+        path = f"/v1/kv/{key}"
+        if self.place is None:
+            return self._choose_write(key, path)
+        consistency = "?consistency=lease" if self.dice.random() < LEASE_SHARE else ""
+        return "get", key, None, Ask("GET", path + consistency, {})

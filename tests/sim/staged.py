@@ -1,0 +1,274 @@
+"""Faults of several steps, each of which leads to a state that chance alone hardly comes to.
+
+They often have the stage for themselves for a while. None knows what it might show: which node, which
+delay, which step is drawn, and what follows is looked at closely, see `probers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kvstore.raft.membership import Change
+from kvstore.raft.progress import ProgressState
+from kvstore.types import NodeId, ShardId, Term, node_of
+from tests.sim.ambush import TXN_MOMENTS
+
+if TYPE_CHECKING:
+    from kvstore.node.replica import Replica
+    from tests.sim.cluster import Process
+    from tests.sim.faults import Faults
+
+RIVAL_S = 3.5
+POLL_S = 0.0002
+"""How soon a step is followed by the next."""
+QUIET_S = (0.5, 0.8)
+"""Without work a shard goes quiet within that."""
+BEHIND_S = (1.2, 2.5)
+"""How long a follower is cut off that should need a snapshot then."""
+
+
+class Staged:
+    """Each fault is a method; it returns the name to count it by."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.cluster = faults.cluster
+        self.world = faults.world
+        self.dice = faults.dice
+
+    # ---- small parts -----------------------------------------------------------------------------
+
+    def _replica(self, name: NodeId, shard: ShardId) -> Replica | None:
+        process = self.cluster.processes.get(name)
+        return None if process is None else process.node.host.replicas.get(shard)
+
+    def _others(self, leader: Process, shard: ShardId) -> list[NodeId]:
+        """The living voters that do not lead."""
+        voters = [node_of(voter) for voter in leader.node.host.replicas[shard].core.configuration.voters]
+        return [name for name in voters if name != leader.name and name in self.cluster.processes]
+
+    def _highest_term(self, shard: ShardId) -> Term:
+        replicas = [process.node.host.replicas.get(shard) for process in self.cluster.processes.values()]
+        return max((replica.core.term for replica in replicas if replica is not None), default=Term(0))
+
+    def _when(
+        self,
+        is_reached: Callable[[], bool],
+        then: Callable[[], None],
+        limit_s: float,
+        every_s: float = POLL_S,
+    ) -> None:
+        """Do something as soon as a state is reached, unless that takes too long."""
+        until = self.world.now + limit_s
+
+        def look() -> None:
+            if self.faults.is_healing or self.world.now > until:
+                return
+            if is_reached():
+                then()
+            else:
+                self.world.after(every_s, look)
+
+        look()
+
+    def _later(self, delay_s: float, then: Callable[[], None]) -> None:
+        self.world.after(delay_s, lambda: None if self.faults.is_healing else then())
+
+    # ---- leaders that hear too little, or too late -----------------------------------------------
+
+    def isolate_leader(self) -> str:
+        """Fully, or so that it still hears others."""
+        shard, leader = self.faults.some_leader()
+        if leader is None:
+            return "nothing"
+        links = self.faults.links if self.dice.random() < 0.5 else self.faults.links_out_of
+        self.faults.cut(links(leader.name))
+        self.faults.hurry(shard, 2.0)
+        return "isolate_leader"
+
+    def late_answers(self) -> str:
+        """A leader hears late what others answer, and still does when it is not heard itself any more."""
+        shard, leader = self.faults.some_leader()
+        if leader is None:
+            return "nothing"
+        self.faults.slow(self.faults.links_into(leader.name), self.dice.uniform(0.3, 0.95), 5.0)
+
+        def mute() -> None:
+            self.faults.cut(self.faults.links_out_of(leader.name), 3.5)
+            self._later(0.8, lambda: self.faults.hurry(shard, 1.6))
+
+        self._later(self.dice.uniform(1.0, 2.0), mute)
+        return "late_answers"
+
+    # ---- leadership that changes behind somebody's back ------------------------------------------
+
+    def transfer_and_cut(self) -> str:
+        """Cut a leader off right when its heir campaigns: it does not hear of the new term."""
+        shard, leader = self.faults.some_leader()
+        heirs = [] if leader is None else self._others(leader, shard)
+        if leader is None or not heirs:
+            return "nothing"
+        term = leader.node.host.replicas[shard].core.term
+        leader.node.ask_transfer(shard, self.dice.choice(heirs))
+
+        def cut() -> None:
+            self.faults.cut(self.faults.links_into(leader.name))
+            self.faults.hurry(shard, 1.5)
+
+        self._when(lambda: self._highest_term(shard) > term, cut, 0.5)
+        return "transfer_and_cut"
+
+    def transfer_unheard(self) -> str:
+        """After a silence in which its shard may have gone quiet, a leader hands over, and hears late what
+        becomes of it."""
+        shard, leader = self.faults.some_leader()
+        heirs = [] if leader is None else self._others(leader, shard)
+        if leader is None or not heirs:
+            return "nothing"
+        delay_s = self.dice.choice((self.dice.uniform(0.02, 0.1), self.dice.uniform(0.1, 0.6)))
+        quiet_s = self.dice.uniform(*QUIET_S)
+        self.cluster.lull_until = self.world.now + quiet_s + 0.2
+
+        def hand_over() -> None:
+            leader.node.ask_transfer(shard, self.dice.choice(heirs))
+            self.faults.hurry(shard, 0.8)
+
+        def slow() -> None:
+            self.faults.slow(self.faults.links_into(leader.name), delay_s, 1.5)
+            self._later(self.dice.uniform(0.0, 0.15), hand_over)
+
+        self._later(quiet_s, slow)
+        return "transfer_unheard"
+
+    def rival(self) -> str:
+        """A follower that has lost its leader campaigns, and asks a voter that may not listen to it: the
+        voter hears the leader, or did before it restarted (schedule 39). The leader does not hear of it.
+        Nobody writes before that, or the rival's log would be too short to win."""
+        shard, leader = self.faults.some_leader()
+        others = [] if leader is None else self._others(leader, shard)
+        if leader is None or len(others) < 2:
+            return "nothing"
+        core = leader.node.host.replicas[shard].core
+        rival, voter = self.dice.sample(others, 2)
+        self.faults.cut_both_ways({(leader.name, rival)}, RIVAL_S)
+        self.cluster.reads_only_until = self.world.now + RIVAL_S
+        does_restart = self.dice.random() < 0.5
+        margin = self.dice.randint(3, 9) if does_restart else self.dice.randint(1, 10)
+
+        def write_again() -> None:
+            self.cluster.reads_only_until = 0.0
+
+        def go_on() -> None:
+            term = core.term
+            self.faults.hurry(shard, 1.2)
+            self._when(lambda: self._highest_term(shard) > term, write_again, 1.0)
+            self._later(1.0, write_again)
+            if does_restart:
+                self.faults.cut_both_ways({(voter, leader.name)}, RIVAL_S)
+                if voter in self.cluster.processes:
+                    self.cluster.kill(voter, power_loss=False)
+                    self.world.after(0.05, self.faults.start, voter)
+            else:
+                self.faults.cut({(voter, leader.name)}, RIVAL_S)
+
+        def is_about_to_campaign() -> bool:
+            replica = self._replica(rival, shard)
+            return replica is not None and replica.core.election_timeout - replica.core.elapsed <= margin
+
+        self._when(is_about_to_campaign, go_on, RIVAL_S, 0.02)
+        return "rival"
+
+    # ---- members ---------------------------------------------------------------------------------
+
+    def members_and_ambush(self) -> str:
+        """A change of members that is disturbed at once."""
+        shard = self.faults.some_leader()[0]
+        self.faults.ambush.set(shard, "members change")
+        return "members_and_ambush" if self.faults.change_members(shard) == "members" else "nothing"
+
+    def members_and_cut(self) -> str:
+        """A leader takes the vote of one or of all others, and is cut off when that is proposed, in force, or
+        done."""
+        shard, leader = self.faults.some_leader()
+        if leader is None:
+            return "nothing"
+        core = leader.node.host.replicas[shard].core
+        others = [voter for voter in core.configuration.voters if voter != core.me]
+        if core.me not in core.configuration.voters or not others:
+            return "nothing"
+        count = self.dice.choice((1, len(others), len(others)))
+        if not self.faults.change(leader, shard, Change(learners=tuple(self.dice.sample(others, count)))):
+            return "nothing"
+        step = self.dice.choice(("proposed", "in force", "in force", "done"))
+        before = core.configuration
+
+        def is_reached() -> bool:
+            now = core.configuration
+            return now.is_joint if step == "in force" else now != before and not now.is_joint
+
+        def cut_off() -> None:
+            self.faults.cut(self.faults.links(leader.name), self.dice.choice((2.5, 4.0)))
+            self.faults.hurry(shard, 2.5)
+
+        if step == "proposed":
+            self._later(self.dice.uniform(0.0, 0.004), cut_off)
+        else:
+            self._when(is_reached, cut_off, 1.0)
+        return "members_and_cut"
+
+    # ---- snapshots -------------------------------------------------------------------------------
+
+    def late_snapshot(self) -> str:
+        """A follower falls behind a log that its leader cuts. While it fetches a snapshot from there, slowly,
+        another takes over, whose log is longer because its disk is slow to flush."""
+        shard, leader = self.faults.some_leader()
+        others = [] if leader is None else self._others(leader, shard)
+        if leader is None or len(others) < 2 or self.cluster.keeper is None:
+            return "nothing"
+        behind, heir = self.dice.sample(others, 2)
+        behind_s = self.dice.uniform(*BEHIND_S)
+        disk = self.cluster.machines[heir].disk
+        disk.hung_until, disk.hung_lane = self.world.now + behind_s + 2.0, "store"
+        self.faults.cut_both_ways({(behind, other) for other in self.cluster.config.node_ids()}, behind_s)
+        self.faults.hurry(shard, behind_s)
+        replica = leader.node.host.replicas[shard]
+
+        def is_offered() -> bool:
+            return any(
+                node_of(peer.replica) == behind
+                and peer.state is ProgressState.SNAPSHOT
+                and peer.snapshot is not None
+                for peer in replica.core.peers
+            )
+
+        def hand_over() -> None:
+            self.faults.slow({(leader.name, behind)}, self.dice.uniform(0.1, 0.6), 3.0)
+            leader.node.ask_transfer(shard, heir)
+            self.faults.hurry(shard, 2.0)
+            self.cluster.states["leader changed under a snapshot"] += 1
+
+        self._when(is_offered, hand_over, behind_s + 3.0, 0.01)
+        return "late_snapshot"
+
+    # ---- transactions ----------------------------------------------------------------------------
+
+    def txn_and_ambush(self) -> str:
+        """Somebody is hit in the midst of a transaction over several shards."""
+        if not self.cluster.states["transaction over shards"]:
+            return "nothing"
+        self.faults.ambush.set(None, self.dice.choice(tuple(TXN_MOMENTS)))
+        return "txn_and_ambush"
+
+
+STAGED = {
+    "isolate_leader": 2.5,
+    "late_answers": 3.8,
+    "transfer_and_cut": 2.2,
+    "transfer_unheard": 2.2,
+    "rival": 3.2,
+    "late_snapshot": 4.5,
+    "txn_and_ambush": 2.2,
+}
+"""How many seconds each has the stage for itself."""
+STAGED_MEMBERS = {"members_and_ambush": 2.5, "members_and_cut": 3.0}
