@@ -148,17 +148,19 @@ def transactions(stage: Stage) -> Sequence[Caller]:
 
 
 def probers(stage: Stage) -> Sequence[Caller]:
-    """Those that look closely when something was staged: a reader for each node, and writers."""
+    """Those that look closely when something was staged: a reader and a writer for each node."""
     cluster = stage.cluster
     keys: dict[ShardId, str] = {}
     number = 0
     while len(keys) < cluster.config.shards:
         keys.setdefault(cluster.shard_of(f"probe{number}"), f"probe{number}")
         number += 1
-    places = [*cluster.config.node_ids(), None, None]
+    places = [(place, writes) for writes in (False, True) for place in cluster.config.node_ids()]
     return [
-        Prober(cluster, 70 + order, stage.history, stage.dice_of(f"prober/{order}"), keys, place)
-        for order, place in enumerate(places)
+        Prober(
+            cluster, 70 + order, stage.history, stage.dice_of(f"prober/{order}"), keys, place, writes=writes
+        )
+        for order, (place, writes) in enumerate(places)
     ]
 
 

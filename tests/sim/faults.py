@@ -57,6 +57,8 @@ ALL_FAULTS = tuple(
     sorted({*EVERYWHERE, *(kind for more in PROFILES.values() for kind in more)} - {"fail_disk"})
 ) + ("fail_write", "fail_datasync")
 """Names under which faults are counted."""
+CALM_S = 2.5
+"""How long a fault of several steps waits until all is well."""
 SHARE = 0.45
 STAGED_SHARE = 0.6
 """Of the kinds of faults, how many a seed has."""
@@ -105,23 +107,48 @@ class Faults:
         if self.is_healing:
             return
         kind = self.dice.choices(tuple(self.weights), tuple(self.weights.values()))[0]
-        is_staged = kind in ALL_STAGED and self.dice.random() < 0.7
-        if is_staged:
+        if kind not in ALL_STAGED:
+            self._fire(kind, getattr(self, f"_{kind}"), 0.0)
+        elif self.dice.random() < 0.7:
             self._calm()
-        stage: Callable[[], str] = (
-            getattr(self.staged, kind) if kind in ALL_STAGED else getattr(self, f"_{kind}")
-        )
-        fired = stage()
+            self._fire_when_calm(kind, self.world.now + CALM_S)
+        else:
+            self._fire(kind, getattr(self.staged, kind), 0.0)
+
+    def _fire(self, kind: str, begin: Callable[[], str], alone_s: float) -> None:
+        fired = begin()
         self.fired[fired] = self.fired.get(fired, 0) + 1
         self.world.note(f"fault {fired}")
         gap_s = self.dice.uniform(*self.gap_s)
-        self.world.after(ALL_STAGED[kind] if is_staged and fired != "nothing" else gap_s, self._next)
+        self.world.after(alone_s if alone_s and fired != "nothing" else gap_s, self._next)
+
+    def _fire_when_calm(self, kind: str, until: float) -> None:
+        if self.is_healing:
+            return
+        if self.world.now >= until or self._is_calm():
+            self._fire(kind, getattr(self.staged, kind), ALL_STAGED[kind])
+        else:
+            self.world.after(0.05, self._fire_when_calm, kind, until)
+
+    def _is_calm(self) -> bool:
+        """All nodes are there and every shard has its leader."""
+        is_whole = len(self.cluster.processes) == len(self.cluster.machines)
+        return is_whole and self.cluster.has_all_leaders()
 
     def _calm(self) -> None:
-        """End what disturbs the network: what comes now shows nothing if others are in its way."""
+        """End what is wrong: what comes now shows nothing if others are in its way."""
         self.cluster.network.cut.clear()
         self.cluster.network.delays.clear()
         self._good_network()
+        for name, machine in self.cluster.machines.items():
+            machine.disk.high = 0.002
+            machine.disk.hung_until = 0.0
+            machine.files.capacity_bytes = None
+            process = self.cluster.processes.get(name)
+            if process is None:
+                self.start(name)
+            else:
+                process.runtime.paused_until = process.runtime.busy_until
 
     def _swarm(self) -> dict[str, int]:
         """Which kinds of faults this seed has, and how often each."""

@@ -7,6 +7,7 @@ delay, which step is drawn, and what follows is looked at closely, see `probers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kvstore.raft.membership import Change
@@ -92,13 +93,15 @@ class Staged:
         shard, leader = self.faults.some_leader()
         if leader is None:
             return "nothing"
-        self.faults.slow(self.faults.links_into(leader.name), self.dice.uniform(0.3, 0.95), 5.0)
+        # In two steps, or it would miss a whole period's answers and step down.
+        for delay_s, after_s in ((self.dice.uniform(0.4, 0.7), 0.0), (self.dice.uniform(0.9, 1.2), 0.3)):
+            self._later(after_s, partial(self.faults.slow, self.faults.links_into(leader.name), delay_s, 5.0))
 
         def mute() -> None:
             self.faults.cut(self.faults.links_out_of(leader.name), 3.5)
             self._later(0.8, lambda: self.faults.hurry(shard, 1.6))
 
-        self._later(self.dice.uniform(1.0, 2.0), mute)
+        self._later(self.dice.uniform(1.5, 2.0), mute)
         return "late_answers"
 
     # ---- leadership that changes behind somebody's back ------------------------------------------
@@ -126,7 +129,7 @@ class Staged:
         heirs = [] if leader is None else self._others(leader, shard)
         if leader is None or not heirs:
             return "nothing"
-        delay_s = self.dice.choice((self.dice.uniform(0.02, 0.1), self.dice.uniform(0.1, 0.6)))
+        delay_s = self.dice.choice((self.dice.uniform(0.05, 0.1), self.dice.uniform(0.05, 0.6)))
         quiet_s = self.dice.uniform(*QUIET_S)
         self.cluster.lull_until = self.world.now + quiet_s + 0.2
 
@@ -263,7 +266,7 @@ class Staged:
 
 STAGED = {
     "isolate_leader": 2.5,
-    "late_answers": 3.8,
+    "late_answers": 4.2,
     "transfer_and_cut": 2.2,
     "transfer_unheard": 2.2,
     "rival": 3.2,
