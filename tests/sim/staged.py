@@ -192,33 +192,47 @@ class Staged:
 
     def members_and_cut(self) -> str:
         """A leader takes the vote of one or of all others, and is cut off when that is proposed, in force, or
-        done."""
+        done. If somebody has no vote from before, all get it back first."""
         shard, leader = self.faults.some_leader()
         if leader is None:
             return "nothing"
         core = leader.node.host.replicas[shard].core
-        others = [voter for voter in core.configuration.voters if voter != core.me]
-        if core.me not in core.configuration.voters or not others:
+        learners = core.configuration.learners
+        if learners and not self.faults.change(leader, shard, Change(voters=learners)):
             return "nothing"
-        count = self.dice.choice((1, len(others), len(others)))
-        if not self.faults.change(leader, shard, Change(learners=tuple(self.dice.sample(others, count)))):
-            return "nothing"
-        step = self.dice.choice(("proposed", "in force", "in force", "done"))
+
+        def is_whole() -> bool:
+            return not core.configuration.learners and not core.configuration.is_joint
+
+        self._when(is_whole, lambda: self._change_and_cut(leader, shard), 1.0, 0.01)
+        return "members_and_cut"
+
+    def _change_and_cut(self, leader: Process, shard: ShardId) -> None:
+        replica = leader.node.host.replicas.get(shard)
+        if replica is None:
+            return
+        core = replica.core
         before = core.configuration
+        others = [voter for voter in before.voters if voter != core.me]
+        count = self.dice.choice((1, len(others), len(others)))
+        if not others or not self.faults.change(
+            leader, shard, Change(learners=tuple(self.dice.sample(others, count)))
+        ):
+            return
+        step = self.dice.choice(("proposed", "in force", "in force", "done"))
 
         def is_reached() -> bool:
             now = core.configuration
             return now.is_joint if step == "in force" else now != before and not now.is_joint
 
         def cut_off() -> None:
-            self.faults.cut(self.faults.links(leader.name), self.dice.choice((2.5, 4.0)))
-            self.faults.hurry(shard, 2.5)
+            self.faults.cut(self.faults.links(leader.name), self.dice.choice((3.0, 4.5)))
+            self.faults.hurry(shard, 3.0)
 
         if step == "proposed":
             self._later(self.dice.uniform(0.0, 0.004), cut_off)
         else:
             self._when(is_reached, cut_off, 1.0)
-        return "members_and_cut"
 
     # ---- snapshots -------------------------------------------------------------------------------
 
@@ -274,4 +288,4 @@ STAGED = {
     "txn_and_ambush": 2.2,
 }
 """How many seconds each has the stage for itself."""
-STAGED_MEMBERS = {"members_and_ambush": 2.5, "members_and_cut": 3.0}
+STAGED_MEMBERS = {"members_and_ambush": 2.5, "members_and_cut": 3.5}
