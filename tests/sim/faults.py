@@ -366,7 +366,14 @@ class Faults:
             return "nothing"
         step = self.dice.choice(("write", "datasync"))
         self.cluster.machines[process.name].files.fail(step, path_part="wal")
+        if self.dice.random() < 0.5:
+            self.world.after(self.dice.uniform(0.1, 1.5), self._lose_power_again, process)
         return f"fail_{step}"
+
+    def _lose_power_again(self, process: Process) -> None:
+        """Of a node that should have ended by itself: what it has failed to sync is lost now."""
+        if not self.is_healing and self.cluster.processes.get(process.name) is process:
+            self.end(process, power_loss=True)
 
     def _disk_full(self) -> str:
         files = self.cluster.machines[self._some_node()].files

@@ -16,6 +16,7 @@ from chaos.linearizability import check
 from kvstore.config import Config
 from kvstore.errors import DiskFull, Fatal, WalPoisoned
 from kvstore.node.keeper import KeeperSettings
+from kvstore.node.replica import Replica
 from kvstore.node.trace import Trace
 from kvstore.types import NodeId, ShardId
 from tests.sim.cluster import Process, SimCluster
@@ -103,6 +104,7 @@ class Scenario:
         self.faults.favourite = favourite_shard(self.cluster)
         self.world.on_crash = self.faults.after_crash
         self.cluster.keeper = _keeper(Random(f"{seed}/keeper"), self.faults.profile)
+        self.append_bytes_max = Random(f"{seed}/appends").choice((1 << 20, 1 << 20, 400, 1))
         self.states = States()
         self.cluster.states = self.states.counts
         self.cluster.on_process = self._watch
@@ -113,11 +115,24 @@ class Scenario:
             self.invariants.on_change = self.states.on_change
 
     def _watch(self, process: Process) -> None:
+        self._send_in_pieces(process)
         self.faults.ambush.watch(process)
         self.states.watch_process(process)
         if self.durability is not None:
             watch_promises(process, self.failures)
             self.durability.watch(process)
+
+    def _send_in_pieces(self, process: Process) -> None:
+        """In some runs a leader sends few entries at a time."""
+        host = process.node.host
+        add = host.add
+
+        def added(replica: Replica) -> None:
+            core = replica.core
+            core.settings = msgspec.structs.replace(core.settings, append_bytes_max=self.append_bytes_max)
+            add(replica)
+
+        host.add = added  # type: ignore[method-assign]
 
     def _set_clocks(self, dice: Random) -> None:
         """CLOCK_BOOTTIME starts anywhere, and no two crystals are equal (bounded, as lease reads assume)."""
