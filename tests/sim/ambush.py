@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from tests.sim.faults import Faults
 
 PATIENCE_S = 4.0
+UNANSWERED = "unanswered"
+"""A blow of its own: the answer to this very message is lost, and what follows it for a moment."""
+UNANSWERED_S = (0.2, 1.0)
 
 
 def _carries(kind: int) -> Callable[[Message], bool]:
@@ -101,13 +104,17 @@ class Ambush:
         host._post_raft = watched  # type: ignore[method-assign]
         router.write = written  # type: ignore[method-assign]
 
-    def set(self, shard: ShardId | None, moment: str | None = None) -> None:
+    def set(self, shard: ShardId | None, moment: str | None = None, unanswered_share: float = 0.1) -> None:
         faults, dice = self.faults, self.faults.dice
         moment = moment or dice.choice((*MOMENTS, *TXN_MOMENTS))
-        blows = [
-            (dice.choice(tuple(faults.blows)), dice.choice(("source", "source", "target", "target", "third")))
-            for _ in range(dice.choice((1, 2, 2, 3)))
-        ]
+        if dice.random() < unanswered_share:
+            blows = [(UNANSWERED, "target")]
+        else:
+            victims = ("source", "source", "target", "target", "third")
+            blows = [
+                (dice.choice(tuple(faults.blows)), dice.choice(victims))
+                for _ in range(dice.choice((1, 2, 2, 3)))
+            ]
         delay_s = dice.choice((0.0001, 0.0001, 0.001, 0.004, 0.03, 0.3))
         self.trap = Trap(moment, shard, faults.world.now + PATIENCE_S, blows, delay_s)
 
@@ -148,4 +155,8 @@ class Ambush:
         faults.cluster.states[f"trap: {trap.moment}"] += 1
         faults.hurry(shard)
         for blow, who in trap.blows:
-            faults.blows[blow](whom[who])
+            faults.count(f"step: {blow}")
+            if blow == UNANSWERED:
+                faults.cut({(target, source)}, faults.dice.uniform(*UNANSWERED_S))
+            else:
+                faults.blows[blow](whom[who])

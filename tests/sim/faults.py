@@ -117,7 +117,7 @@ class Faults:
 
     def _fire(self, kind: str, begin: Callable[[], str], alone_s: float) -> None:
         fired = begin()
-        self.fired[fired] = self.fired.get(fired, 0) + 1
+        self.count(fired)
         self.world.note(f"fault {fired}")
         gap_s = self.dice.uniform(*self.gap_s)
         self.world.after(alone_s if alone_s and fired != "nothing" else gap_s, self._next)
@@ -160,6 +160,9 @@ class Faults:
             kinds.append(dice.choice(EVERYWHERE))
         kinds += PROFILES[self.profile]
         return {kind: dice.choice((3, 6) if kind in ALL_STAGED else (1, 1, 2, 4)) for kind in kinds}
+
+    def count(self, fired: str) -> None:
+        self.fired[fired] = self.fired.get(fired, 0) + 1
 
     def hurry(self, shard: ShardId | None = None, seconds: float = HURRY_S) -> None:
         """Let the clients ask faster for a moment, and some look closely: now answers may be wrong."""

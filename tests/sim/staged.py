@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvstore.raft.membership import Change
 from kvstore.raft.progress import ProgressState
@@ -73,6 +73,15 @@ class Staged:
 
         look()
 
+    def _step(self, what: str, *how: Any) -> None:
+        """One of the faults of which this one is made."""
+        self.faults.count(f"step: {what}")
+        getattr(self.faults, what)(*how)
+
+    def _hand_over(self, leader: Process, shard: ShardId, heir: NodeId) -> None:
+        self.faults.count("step: transfer")
+        leader.node.ask_transfer(shard, heir)
+
     def _later(self, delay_s: float, then: Callable[[], None]) -> None:
         self.world.after(delay_s, lambda: None if self.faults.is_healing else then())
 
@@ -84,7 +93,7 @@ class Staged:
         if leader is None:
             return "nothing"
         links = self.faults.links if self.dice.random() < 0.5 else self.faults.links_out_of
-        self.faults.cut(links(leader.name))
+        self._step("cut", links(leader.name))
         self.faults.hurry(shard, 2.0)
         return "isolate_leader"
 
@@ -95,10 +104,12 @@ class Staged:
             return "nothing"
         # In two steps, or it would miss a whole period's answers and step down.
         for delay_s, after_s in ((self.dice.uniform(0.4, 0.7), 0.0), (self.dice.uniform(0.9, 1.2), 0.3)):
-            self._later(after_s, partial(self.faults.slow, self.faults.links_into(leader.name), delay_s, 5.0))
+            self._later(
+                after_s, partial(self._step, "slow", self.faults.links_into(leader.name), delay_s, 5.0)
+            )
 
         def mute() -> None:
-            self.faults.cut(self.faults.links_out_of(leader.name), 3.5)
+            self._step("cut", self.faults.links_out_of(leader.name), 3.5)
             self._later(0.8, lambda: self.faults.hurry(shard, 1.6))
 
         self._later(self.dice.uniform(1.5, 2.0), mute)
@@ -113,10 +124,10 @@ class Staged:
         if leader is None or not heirs:
             return "nothing"
         term = leader.node.host.replicas[shard].core.term
-        leader.node.ask_transfer(shard, self.dice.choice(heirs))
+        self._hand_over(leader, shard, self.dice.choice(heirs))
 
         def cut() -> None:
-            self.faults.cut(self.faults.links_into(leader.name))
+            self._step("cut", self.faults.links_into(leader.name))
             self.faults.hurry(shard, 1.5)
 
         self._when(lambda: self._highest_term(shard) > term, cut, 0.5)
@@ -134,11 +145,11 @@ class Staged:
         self.cluster.lull_until = self.world.now + quiet_s + 0.2
 
         def hand_over() -> None:
-            leader.node.ask_transfer(shard, self.dice.choice(heirs))
+            self._hand_over(leader, shard, self.dice.choice(heirs))
             self.faults.hurry(shard, 0.8)
 
         def slow() -> None:
-            self.faults.slow(self.faults.links_into(leader.name), delay_s, 1.5)
+            self._step("slow", self.faults.links_into(leader.name), delay_s, 1.5)
             self._later(self.dice.uniform(0.0, 0.15), hand_over)
 
         self._later(quiet_s, slow)
@@ -154,7 +165,7 @@ class Staged:
             return "nothing"
         core = leader.node.host.replicas[shard].core
         rival, voter = self.dice.sample(others, 2)
-        self.faults.cut_both_ways({(leader.name, rival)}, RIVAL_S)
+        self._step("cut_both_ways", {(leader.name, rival)}, RIVAL_S)
         self.cluster.reads_only_until = self.world.now + RIVAL_S
         does_restart = self.dice.random() < 0.5
         margin = self.dice.randint(3, 9) if does_restart else self.dice.randint(1, 10)
@@ -168,12 +179,13 @@ class Staged:
             self._when(lambda: self._highest_term(shard) > term, write_again, 1.0)
             self._later(1.0, write_again)
             if does_restart:
-                self.faults.cut_both_ways({(voter, leader.name)}, RIVAL_S)
+                self._step("cut_both_ways", {(voter, leader.name)}, RIVAL_S)
                 if voter in self.cluster.processes:
+                    self.faults.count("step: kill")
                     self.cluster.kill(voter, power_loss=False)
                     self.world.after(0.05, self.faults.start, voter)
             else:
-                self.faults.cut({(voter, leader.name)}, RIVAL_S)
+                self._step("cut", {(voter, leader.name)}, RIVAL_S)
 
         def is_about_to_campaign() -> bool:
             replica = self._replica(rival, shard)
@@ -226,7 +238,7 @@ class Staged:
             return now.is_joint if step == "in force" else now != before and not now.is_joint
 
         def cut_off() -> None:
-            self.faults.cut(self.faults.links(leader.name), self.dice.choice((3.0, 4.5)))
+            self._step("cut", self.faults.links(leader.name), self.dice.choice((3.0, 4.5)))
             self.faults.hurry(shard, 3.0)
 
         if step == "proposed":
@@ -247,7 +259,7 @@ class Staged:
         behind_s = self.dice.uniform(*BEHIND_S)
         disk = self.cluster.machines[heir].disk
         disk.hung_until, disk.hung_lane = self.world.now + behind_s + 2.0, "store"
-        self.faults.cut_both_ways({(behind, other) for other in self.cluster.config.node_ids()}, behind_s)
+        self._step("cut_both_ways", {(behind, other) for other in self.cluster.config.node_ids()}, behind_s)
         self.faults.hurry(shard, behind_s)
         replica = leader.node.host.replicas[shard]
 
@@ -260,8 +272,8 @@ class Staged:
             )
 
         def hand_over() -> None:
-            self.faults.slow({(leader.name, behind)}, self.dice.uniform(0.1, 0.6), 3.0)
-            leader.node.ask_transfer(shard, heir)
+            self._step("slow", {(leader.name, behind)}, self.dice.uniform(0.1, 0.6), 3.0)
+            self._hand_over(leader, shard, heir)
             self.faults.hurry(shard, 2.0)
             self.cluster.states["leader changed under a snapshot"] += 1
 
@@ -274,7 +286,9 @@ class Staged:
         """Somebody is hit in the midst of a transaction over several shards."""
         if not self.cluster.states["transaction over shards"]:
             return "nothing"
-        self.faults.ambush.set(None, self.dice.choice(tuple(TXN_MOMENTS)))
+        prepares, decides, asks = TXN_MOMENTS
+        moment = self.dice.choice((prepares, prepares, decides, asks))
+        self.faults.ambush.set(None, moment, unanswered_share=0.4)
         return "txn_and_ambush"
 
 
