@@ -59,7 +59,7 @@ ALL_FAULTS = tuple(
 """Names under which faults are counted."""
 CALM_S = 2.5
 """How long a fault of several steps waits until all is well."""
-SHARE = 0.45
+SHARE = 0.5
 STAGED_SHARE = 0.6
 """Of the kinds of faults, how many a seed has."""
 KINDS_MIN = 5
@@ -159,7 +159,7 @@ class Faults:
         while len(kinds) < KINDS_MIN:
             kinds.append(dice.choice(EVERYWHERE))
         kinds += PROFILES[self.profile]
-        return {kind: dice.choice((3, 6) if kind in ALL_STAGED else (1, 1, 2, 4)) for kind in kinds}
+        return {kind: dice.choice((3, 6) if kind in ALL_STAGED else (1, 2, 2, 4)) for kind in kinds}
 
     def count(self, fired: str) -> None:
         self.fired[fired] = self.fired.get(fired, 0) + 1
