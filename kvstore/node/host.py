@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -57,6 +57,12 @@ class HostSettings(msgspec.Struct, frozen=True):
     """A batch unsynced for longer ends the process (pitfall 22)."""
 
 
+class PutOff(NamedTuple):
+    replica: Replica
+    notice: Message
+    since: float
+
+
 class Host:
     """All replicas of one node. `on_fatal` must end the process: going on could fake data."""
 
@@ -98,7 +104,7 @@ class Host:
         self._transport = transport
         self._on_fatal = on_fatal
         self._outbox: dict[tuple[NodeId, Lane], list[peer.PeerMessage]] = {}
-        self._notices: dict[tuple[ShardId, ReplicaId], tuple[Replica, Message]] = {}
+        self._notices: dict[tuple[ShardId, ReplicaId], PutOff] = {}
         """Commits that followers were not told yet, by shard and follower."""
         self._is_notice_due = False
         self._dirty: dict[ShardId, Replica] = {}
@@ -189,7 +195,12 @@ class Host:
                 return
             if type(message) is SnapshotOffer:
                 self.on_snapshot_offer(replica, message)
-        self.mark_dirty(replica)
+        if replica.core.has_ready() or replica.has_work or replica.shard in self.on_applied:
+            self.mark_dirty(replica)
+        else:
+            # The acknowledgement of a minority: no pass for it.
+            self._watch_role(replica)
+            self._extend_lease(replica)
 
     def _note_heard(self, replica: Replica, message: Message) -> None:
         if (
@@ -233,17 +244,33 @@ class Host:
     def _put_off(self, replica: Replica, notice: Message) -> None:
         """Under load the next append tells the commit soon enough: a frame to each follower and its pass
         are saved for every write of a lone caller."""
-        self._notices[replica.shard, notice.target] = (replica, notice)
+        key = replica.shard, notice.target
+        put_off = self._notices.get(key)
+        since = self.runtime.now() if put_off is None else put_off.since
+        self._notices[key] = PutOff(replica, notice, since)
+        self._look_at_notices(NOTICE_S)
+
+    def _look_at_notices(self, delay_s: float) -> None:
         if not self._is_notice_due:
             self._is_notice_due = True
-            self.runtime.call_later(NOTICE_S, self.tell_commits)
+            self.runtime.call_later(delay_s, self._tell_old_commits)
+
+    def _tell_old_commits(self) -> None:
+        self._is_notice_due = False
+        now = self.runtime.now()
+        young = {key: each for key, each in self._notices.items() if now - each.since < NOTICE_S / 2}
+        for key in young:
+            del self._notices[key]
+        self.tell_commits()
+        if young:
+            self._notices = young
+            self._look_at_notices(NOTICE_S / 2)
 
     def tell_commits(self) -> None:
         """Tell followers the commits they were not told yet, now: a read there may wait for one."""
-        self._is_notice_due = False
         notices, self._notices = self._notices, {}
-        for replica, notice in notices.values():
-            self._post_raft(replica, (notice,))
+        for each in notices.values():
+            self._post_raft(each.replica, (each.notice,))
 
     # ---- the pass --------------------------------------------------------------------------------
 

@@ -115,6 +115,11 @@ class Replica:
         return self.core.role is Role.LEADER
 
     @property
+    def has_work(self) -> bool:
+        """Whether a pass has something to do here, whatever the core has."""
+        return bool(self.queue or self.reads_new or self.reads_indexed or self.committed)
+
+    @property
     def has_applied_all(self) -> bool:
         """Leader: whatever anybody may have been shown is applied here. A commit can come from followers
         alone, and they may have answered reads with what this replica has not applied yet."""
