@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import functools
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -100,7 +101,9 @@ class Puts:
         self.took.append((due_at, time.monotonic() - due_at))
 
     def p99_s(self, since: float, until: float) -> float:
-        return statistics.quantiles([s for at, s in self.took if since <= at < until], n=100)[98]
+        """Infinite if hardly any was answered: the nodes are far behind."""
+        times = [s for at, s in self.took if since <= at < until]
+        return statistics.quantiles(times, n=100)[98] if len(times) > 1 else math.inf
 
 
 async def measure(hosts: Sequence[str], keys: int, rate: float, *, is_one_shard: bool = False) -> Figures:
@@ -114,10 +117,11 @@ async def measure(hosts: Sequence[str], keys: int, rate: float, *, is_one_shard:
         await asyncio.sleep(max(BASELINE_S / 2, due_at - time.monotonic()))
         ended = time.monotonic()
         gone_at = await _wait_until_gone(http, hosts[0])
+        over = time.monotonic()
         puts.is_over = True
         await putting
     gone_s = gone_at - due_at
-    return Figures(puts.p99_s(begun, ended), puts.p99_s(ended, gone_at), gone_s, puts.failed)
+    return Figures(puts.p99_s(begun, ended), puts.p99_s(ended, over), gone_s, puts.failed)
 
 
 async def _write(
@@ -144,7 +148,7 @@ async def _wait_until_gone(http: aiohttp.ClientSession, host: str) -> float:
             if reply.status == 200 and not (await reply.json())["items"]:
                 return time.monotonic()
         await asyncio.sleep(0.5)
-    raise AssertionError(f"keys are left {GONE_S_MAX} s after their time")
+    return math.inf
 
 
 def main() -> None:
