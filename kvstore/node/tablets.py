@@ -130,7 +130,12 @@ class Tablets:
             applied=machine.applied,
             configuration=machine.configuration,
         )
-        return Opened(shard, me, Core(me, settings, restored, dice, observe(shard)), machine, directory)
+        core = Core(me, settings, restored, dice, observe(shard))
+        voters = core.configuration.voters
+        if me in voters:
+            # The first leaders of many shards are spread evenly over the nodes.
+            core.order_first_campaign((voters.index(me) - shard) % len(voters))
+        return Opened(shard, me, core, machine, directory)
 
     @staticmethod
     def _check_or_bootstrap(machine: Machine, replica: RecoveredReplica) -> None:

@@ -49,6 +49,9 @@ _HANDLERS: dict[Role, dict[type, Callable[[Any, Any], None]]] = {
     Role.LEADER: {**follower.HANDLERS, **leader.HANDLERS},
 }
 
+TURN_SHARE = 5
+"""Turns of a first campaign are two such parts of the shortest election timeout apart."""
+
 
 class Core:
     __slots__ = (
@@ -507,6 +510,13 @@ class Core:
         self._handlers = _HANDLERS[role]
         if self.observe is not None and role is not Role.PRE_CANDIDATE:
             self.trace(f"become_{role.value}")
+
+    def order_first_campaign(self, rank: int) -> None:
+        """In a new group, let the members campaign one after another, `rank` 0 first: who leads first is then
+        not a matter of chance. Does nothing in a group that may have had one."""
+        if self.term == 0 and self.log.last_index == 0:
+            low = self.settings.election_ticks_min
+            self.election_timeout = low + (2 * rank + 1) * max(1, low // TURN_SHARE)
 
     def _draw_timeout(self) -> None:
         self.election_timeout = self.dice(self.settings.election_ticks_min, self.settings.election_ticks_max)

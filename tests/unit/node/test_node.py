@@ -41,6 +41,16 @@ class TestLife:
         assert set(script.process(N1).node.host.replicas) >= {SHARD}
         assert {each.me for each in script.process(N2).replicas()} == {"n2/1"}
 
+    def test_the_first_leaders_are_spread_evenly_over_the_nodes(self) -> None:
+        script = Script(shards=8)
+        script.start()
+        script.run(2.0)
+        led = {
+            name: sum(each.is_leader for each in script.process(name).replicas() if each.shard != META_SHARD)
+            for name in (N1, N2, N3)
+        }
+        assert sorted(led.values()) == [2, 3, 3]
+
     def test_a_restart_finds_everything_without_asking_anybody(self, script: Script) -> None:
         written = script.fill(N1, 5)
         script.run(0.5)

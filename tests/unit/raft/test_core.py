@@ -59,6 +59,27 @@ def test_machine_ahead_of_its_log_is_refused() -> None:
         Core(rid(1), QUICK, restored, lambda low, _high: low)
 
 
+# --- the first campaign
+
+
+def test_members_of_a_new_group_campaign_one_after_another() -> None:
+    ticks = []
+    for rank in range(3):
+        core = make_core(fresh=True)
+        core.order_first_campaign(rank)
+        while core.role is Role.FOLLOWER:
+            core.tick()
+        ticks.append(core.ticks)
+    assert core.settings.election_ticks_min < ticks[0] < ticks[1] < ticks[2]
+
+
+def test_a_group_that_may_have_had_a_leader_knows_no_order() -> None:
+    core = make_core(1)
+    drawn = core.election_timeout
+    core.order_first_campaign(5)
+    assert core.election_timeout == drawn
+
+
 # --- readies
 
 
