@@ -9,7 +9,7 @@ import pytest
 
 from kvstore.errors import InvalidArgument
 from kvstore.raft.messages import NORMAL, Configuration, Entry
-from kvstore.store import Engines, commands, lease_commands, txn_commands
+from kvstore.store import Engines, commands, lease_commands, leases, txn_commands
 from kvstore.store.lease_ends import MARK_MS
 from kvstore.store.leases import AHEAD_MS_MAX, EXPIRED, REVOKED, TIED
 from kvstore.store.machine import Machine
@@ -392,6 +392,19 @@ def test_an_end_between_vote_and_decision_waits_and_takes_what_the_decision_puts
     assert other.one(T + 50_000, ended(7, kind))[2:] == [1, [True]]
     assert other.keys() == []
     assert other.record_kinds() <= {b"n"}
+
+
+def test_an_end_passes_a_prepared_put_by_without_the_reservation(
+    other: Tablet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reserve_nothing(draft: Any, key: bytes, options: Any) -> dict[str, Any]:
+        return {TIED: leases._tie(draft, options)}
+
+    monkeypatch.setattr(leases, "reserve", reserve_nothing)
+    prepare(other, T, [put(b"a", generation=7)])
+    assert other.one(T, ended(7))[2:] == [0, [True]], "home hears that all keys are gone"
+    decide(other, T)
+    assert keys_of(other, 7) == [b"a"], "and this one stays for ever"
 
 
 @pytest.mark.parametrize("had_it", [True, False])
