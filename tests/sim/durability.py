@@ -37,6 +37,8 @@ class Durability:
         self._failures = failures
         self._votes: dict[Key, Vote] = {}
         self._ends: dict[Key, End] = {}
+        self._acknowledged: dict[Key, End] = {}
+        """The term of the leader to whom a replica said that its log matches, and up to where."""
 
     def watch(self, process: Process) -> None:
         host = process.node.host
@@ -49,7 +51,7 @@ class Durability:
 
         def recorded(replica: Replica, ready: Ready) -> list[Record]:
             if ready.truncate_after is not None:
-                self._shorten(replica, ready.truncate_after)
+                self._shorten(replica, ready.truncate_after, is_covered=ready.installed is not None)
             return records(replica, ready)
 
         def added(replica: Replica) -> None:
@@ -67,13 +69,23 @@ class Durability:
         elif isinstance(message, VoteRequest) and not message.is_pre_vote:
             self._votes[key] = Vote(message.term, message.source)
         elif isinstance(message, AppendReply) and not message.is_rejected:
+            known = self._acknowledged.get(key)
+            self._acknowledged[key] = max(
+                End(message.term, message.index), known or End(message.term, LogIndex(0))
+            )
             term = replica.core.log.term_at(message.index)
             if term is not None:
                 self._ends[key] = End(term, message.index)
 
-    def _shorten(self, replica: Replica, index: LogIndex) -> None:
-        """A truncation is on its way to the disk; it may be there after a crash, or not."""
+    def _shorten(self, replica: Replica, index: LogIndex, *, is_covered: bool) -> None:
+        """A truncation is on its way to the disk; it may be there after a crash, or not. `is_covered`: a
+        snapshot takes the place of what goes."""
         key = (replica.shard, replica.me)
+        known = self._acknowledged.get(key)
+        if known is not None and not is_covered and known.term == replica.core.term and index < known.last:
+            self._failures.append(
+                f"shard {replica.shard}: {replica.me} cuts its log to {index}, but has acknowledged {known}"
+            )
         end = self._ends.get(key)
         if end is not None and end.last > index:
             del self._ends[key]

@@ -11,7 +11,6 @@ from kvstore.node.keeper import Keeper
 from kvstore.node.log_writer import LogWriter
 from kvstore.node.replica import Replica
 from kvstore.node.router import Router
-from kvstore.node.snapshot_host import SnapshotHost
 from kvstore.node.snapshot_sender import SnapshotSender
 from kvstore.node.tablets import Tablets
 from kvstore.raft import follower, output
@@ -27,9 +26,9 @@ from tests.sim.plant import planted
 # --- 1: applied index and data
 
 
-@planted(1, "a flush writes the applied index and lacks the last write's data")
-def applied_index_ahead_of_data() -> Iterator[None]:
-    write, save = MemoryEngine.write, MemoryEngine._save
+def _lacks_last_write(method: str) -> Iterator[None]:
+    """What a method saves of a tablet has its last applied index, but not the data that came with it."""
+    write, save = MemoryEngine.write, getattr(MemoryEngine, method)
     before: dict[int, dict[bytes, bytes | None]] = {}
 
     def remember(self: MemoryEngine, writes: Any) -> None:
@@ -42,8 +41,13 @@ def applied_index_ahead_of_data() -> Iterator[None]:
         save(self, directory)
         write(self, now)
 
-    with patch.object(MemoryEngine, "write", remember), patch.object(MemoryEngine, "_save", save_older):
+    with patch.object(MemoryEngine, "write", remember), patch.object(MemoryEngine, method, save_older):
         yield
+
+
+@planted(1, "a flush writes the applied index and lacks the last write's data")
+def applied_index_ahead_of_data() -> Iterator[None]:
+    yield from _lacks_last_write("_save")
 
 
 # --- 12 to 15, 37: log and tablets
@@ -146,17 +150,9 @@ def vote_for_shorter_log() -> Iterator[None]:
         yield
 
 
-@planted(17, "the old tablet goes before the record that names the new one is on disk")
-def old_tablet_removed_early() -> Iterator[None]:
-    def install(self: SnapshotHost, replica: Replica, machine: Any, directory: str, meta: Any) -> None:
-        name = directory.rpartition("/")[2]
-        old_machine, old_directory = replica.replace_machine(machine, name, meta)
-        self._discard(self._tablets.path(old_directory), old_machine)
-        self._host.advance(replica)
-        self._host.schedule_pass()
-
-    with patch.object(SnapshotHost, "_install", install):
-        yield
+@planted(17, "a snapshot names an index whose data it lacks")
+def snapshot_lacks_last_write() -> Iterator[None]:
+    yield from _lacks_last_write("checkpoint")
 
 
 @planted(18, "a snapshot that nobody fetches any more holds the log for ever")
