@@ -34,6 +34,8 @@ class Beats:
         self._sent: dict[NodeId, Heard] = {}
         self._confirmed: dict[NodeId, int] = {}
         self._heard: dict[NodeId, Heard] = {}
+        self._owed: dict[NodeId, BeatReply] = {}
+        """Replies that have nothing to say but that the peer was heard: they leave with its next beat."""
         self._seq = 0
         self.acked_at: dict[NodeId, float] = {}
 
@@ -62,6 +64,9 @@ class Beats:
         terms = tuple(term for _, _, term in clocks)
         beat = Beat(sent.version, self._seq, None if known else sent.led, lines, terms)
         self._host.post(node, Lane.CONTROL, beat)
+        owed = self._owed.pop(node, None)
+        if owed is not None:
+            self._host.post(node, Lane.CONTROL, owed)
 
     def on_beat(self, node: NodeId, beat: Beat) -> None:
         for (shard, clock_ms), term in zip(beat.clocks, beat.terms, strict=False):
@@ -80,7 +85,12 @@ class Beats:
                 disagree.append(shard)
             elif replica.machine.applied >= replica.core.commit:
                 replica.heard_at = now
-        self._host.post(node, Lane.CONTROL, BeatReply(beat.version, beat.seq, tuple(disagree), False))
+        reply = BeatReply(beat.version, beat.seq, tuple(disagree), False)
+        if disagree or beat.led is not None:
+            self._owed.pop(node, None)
+            self._host.post(node, Lane.CONTROL, reply)
+        else:
+            self._owed[node] = reply
 
     def on_reply(self, node: NodeId, reply: BeatReply) -> None:
         sent = self._sent.get(node)

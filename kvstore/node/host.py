@@ -97,6 +97,7 @@ class Host:
         """What to do with each kind of peer message; the router and the snapshots add theirs."""
         self.on_applied: dict[ShardId, Callable[[], None]] = {}
         """Whom to tell that a shard's replica here may have applied something."""
+        self.on_tick: Callable[[], None] = lambda: None
         self.on_role_change: Callable[[Replica], None] = lambda replica: None
         self.on_halt: Callable[[Replica, str, bool], None] = lambda replica, reason, is_lost: None
         self.on_snapshot_offer: Callable[[Replica, SnapshotOffer], None] = lambda replica, offer: None
@@ -489,6 +490,7 @@ class Host:
         # After a stall the missed ticks are dropped: a burst would make followers impatient.
         self._next_tick_at = max(self._next_tick_at + self.settings.tick_s, now + self.settings.tick_s / 2)
         self.runtime.call_later(self._next_tick_at - now, self._tick)
+        self.on_tick()
 
     def _watch_disk(self, now: float) -> None:
         busy_s = self.log.busy_s(now)

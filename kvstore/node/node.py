@@ -123,6 +123,7 @@ class Node:
         on_message[peer.AddressBook] = lambda node, book: self.learn_addresses(book.addresses)
         on_message[peer.TransferRequest] = self._on_transfer
         self.host.on_role_change = self._on_role_change
+        self.host.on_tick = self._sweep
 
     # ---- life ------------------------------------------------------------------------------------
 
@@ -130,7 +131,6 @@ class Node:
         """Begin: host at once if this directory is a member's, else seek agreement."""
         self.host.start()
         self.keeper.start()
-        self._sweep()
         self.quarantine.start()
         self.rebuilds.start()
         self.recovery.start()
@@ -366,9 +366,6 @@ class Node:
                 self.host.mark_dirty(replica)
 
     def _sweep(self) -> None:
-        if self.host.is_stopped:
-            return
         self.router.sweep()
         self.expiry.sweep()
         self.lease_ends.sweep()
-        self.runtime.call_later(self.host.settings.tick_s, self._sweep)
