@@ -473,6 +473,7 @@ class Host:
         now = self.runtime.now()
         self._ticks += 1
         self._watch_disk(now)
+        self._holds_pass = True
         for replica in list(self.replicas.values()):
             # Before the tick, which may have a heartbeat due that keeps the shard awake for ever.
             if replica.led_term is not None and not replica.core.quiet and replica.core.can_be_quiet():
@@ -487,6 +488,9 @@ class Host:
                 self._watch_role(replica)
         if self._ticks % self.settings.beat_ticks == 0:
             self.beats.send_all()
+        self._holds_pass = False
+        if self._dirty or self._outbox:
+            self._run_pass()
         # After a stall the missed ticks are dropped: a burst would make followers impatient.
         self._next_tick_at = max(self._next_tick_at + self.settings.tick_s, now + self.settings.tick_s / 2)
         self.runtime.call_later(self._next_tick_at - now, self._tick)

@@ -19,11 +19,16 @@ def wal_settings(config: Config) -> WalSettings:
     return WalSettings(segment_bytes=storage.wal_segment_bytes, reserve_bytes=storage.reserve_bytes)
 
 
+QUIET_BEATS = 5
+"""Beats for quiet shards within the shortest election timeout, where heartbeats are not as rare already."""
+
+
 def host_settings(config: Config) -> HostSettings:
     timeouts = config.timeouts
+    rare_ms = min(2 * timeouts.heartbeat_ms, timeouts.election_ms_min // QUIET_BEATS)
     return HostSettings(
         tick_s=timeouts.tick_ms / 1000,
-        beat_ticks=max(1, timeouts.heartbeat_ms // timeouts.tick_ms),
+        beat_ticks=max(1, max(timeouts.heartbeat_ms, rare_ms) // timeouts.tick_ms),
         lease_s=timeouts.lease_ms / 1000,
         inline_sync_s=config.storage.inline_sync_ms / 1000,
         disk_stalled_s=timeouts.election_ms_max / 1000,
