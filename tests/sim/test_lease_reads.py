@@ -66,6 +66,8 @@ def test_lease_read_is_answered_without_a_round(cluster: SimCluster) -> None:
     created = wait(cluster, ask(cluster, leader.name, "PUT", "/v1/kv/a", b"1"))
     assert msgspec.json.decode(created.body)["created"] is True
     wait(cluster, ask(cluster, leader.name, "GET", "/v1/kv/a"))
+    # The slower follower's answers are still on their way.
+    cluster.world.run_until(cluster.world.now + 0.02)
     sent = cluster.network.counts["sent"]
     answers = ask(cluster, leader.name, "GET", "/v1/kv/a?consistency=lease")
     cluster.world.run_until(cluster.world.now + 0.0001)
