@@ -12,7 +12,7 @@ from tests.sim.planted import hunt
 SOON = (
     "acknowledges_before_sync",
     "applied_index_ahead_of_data",
-    "last_entry_lost_at_restart",
+    "own_clock_in_state",
     "sessions_ignored",
     "sessions_lost_at_restart",
 )

@@ -17,7 +17,7 @@ from tests.sim.coverage import FAKES, Coverage
 from tests.sim.scenario import FAULT_PHASE_S
 
 ROOT = Path(__file__).parents[2]
-SHORT_S = 8.0
+SHORT_S = 5.0
 """Simulated seconds of faults per seed of the default suite."""
 SEEDS = range(1, 51)
 
