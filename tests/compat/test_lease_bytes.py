@@ -4,7 +4,6 @@ A line that changes here means that a lease in somebody's tablet is read wrongly
 With KV_REWRITE_GOLDEN=1 the file is written anew.
 """
 
-import os
 from pathlib import Path
 
 import pytest
@@ -49,12 +48,6 @@ def current() -> dict[str, str]:
 
 def golden() -> dict[str, str]:
     return dict(line.split() for line in GOLDEN.read_text().splitlines())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _rewrite() -> None:
-    if os.environ.get("KV_REWRITE_GOLDEN"):
-        GOLDEN.write_text("".join(f"{name} {content}\n" for name, content in current().items()))
 
 
 def test_everything_is_written_as_the_golden_bytes() -> None:

@@ -4,10 +4,7 @@ A line that changes here means that a prepare in somebody's log is read wrongly:
 With KV_REWRITE_GOLDEN=1 the file is written anew.
 """
 
-import os
 from pathlib import Path
-
-import pytest
 
 from kvstore.store import MemoryEngines, commands, txn_commands
 from kvstore.store.intents import Committed, Intents, Prepared, Refused, decode_record
@@ -54,12 +51,6 @@ def current() -> dict[str, str]:
 
 def golden() -> dict[str, str]:
     return dict(line.split() for line in GOLDEN.read_text().splitlines())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _rewrite() -> None:
-    if os.environ.get("KV_REWRITE_GOLDEN"):
-        GOLDEN.write_text("".join(f"{name} {content}\n" for name, content in current().items()))
 
 
 def test_everything_is_written_as_the_golden_bytes() -> None:
