@@ -15,6 +15,8 @@ from kvstore.client.plan import Core, Plan
 
 FAREWELL_S = 0.5
 """The most that closing a client waits for it."""
+BACKGROUND_S_MAX = 2.0
+"""How long closing a client waits for what is given back in the background."""
 
 
 def farewell(core: Core) -> Plan[None]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from kvstore.client.exchange import Event, Failure, Reply, Send, Sleep
-from kvstore.client.farewell import farewell
+from kvstore.client.farewell import BACKGROUND_S_MAX, farewell
 from kvstore.client.plan import Call, Core, Plan, execute
 from kvstore.client.routes import Routes
 from kvstore.client.session import Sessions
@@ -18,9 +18,6 @@ from kvstore.client.sync_http import Pool
 from kvstore.errors import KvError, Unavailable
 
 T = TypeVar("T")
-
-BACKGROUND_S_MAX = 2.0
-"""How long closing a client waits for what is given back in the background."""
 
 
 class Driver:
