@@ -41,9 +41,10 @@ class Injection:
         self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + ATTACH_S
         while not _is_traced(self._pid):
-            if self._process.poll() is not None and self.bites:
+            is_over = self._process.poll() is not None
+            if is_over and self.bites:
                 return  # It died of the fault before anybody looked.
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if is_over or time.monotonic() > deadline:
                 raise OSError(f"strace could not attach to process {self._pid}")
             time.sleep(0.01)
 
