@@ -258,20 +258,19 @@ class Host:
 
     def _tell_old_commits(self) -> None:
         self._is_notice_due = False
-        now = self.runtime.now()
-        young = {key: each for key, each in self._notices.items() if now - each.since < NOTICE_S / 2}
-        for key in young:
-            del self._notices[key]
-        self.tell_commits()
-        if young:
-            self._notices = young
+        self.tell_commits(min_age_s=NOTICE_S / 2)
+        if self._notices:
             self._look_at_notices(NOTICE_S / 2)
 
-    def tell_commits(self) -> None:
+    def tell_commits(self, min_age_s: float = 0.0) -> None:
         """Tell followers the commits they were not told yet, now: a read there may wait for one."""
+        now = self.runtime.now()
         notices, self._notices = self._notices, {}
-        for each in notices.values():
-            self._post_raft(each.replica, (each.notice,))
+        for key, each in notices.items():
+            if now - each.since < min_age_s:
+                self._notices[key] = each
+            else:
+                self._post_raft(each.replica, (each.notice,))
 
     # ---- the pass --------------------------------------------------------------------------------
 
@@ -369,19 +368,17 @@ class Host:
         self.fail(error)
 
     def _apply(self, replica: Replica) -> None:
-        if not replica.may_lag or replica.shard in self.on_applied or not self._is_stream(replica):
+        if not replica.may_lag or replica.shard in self.on_applied:
             self._apply_now(replica)
-        else:
-            if not self._lagging:
-                self.runtime.call_later(LAG_S, self._catch_up)
-            self._lagging[replica.shard] = replica
-
-    def _is_stream(self, replica: Replica) -> bool:
-        """Whether more commits than one are likely to gather."""
+            return
         now = self.runtime.now()
-        is_stream = now - replica.applied_at < LAG_S
-        replica.applied_at = now
-        return is_stream
+        is_stream, replica.committed_at = now - replica.committed_at < LAG_S, now
+        if not is_stream:
+            self._apply_now(replica)
+            return
+        if not self._lagging:
+            self.runtime.call_later(LAG_S, self._catch_up)
+        self._lagging[replica.shard] = replica
 
     def _catch_up(self) -> None:
         lagging, self._lagging = self._lagging, {}

@@ -77,7 +77,7 @@ class Replica:
         """Callers of entries proposed here, by index: the entry that gets applied there may be another's."""
         self.committed: deque[Entry] = deque()
         self.committed_until = machine.applied
-        self.applied_at = -1.0
+        self.committed_at = -1.0
         """When a commit last came that nobody waited for."""
 
         self.reads_new: list[Call] = []
