@@ -18,8 +18,8 @@ it does not wait any more, must not take a place:
 - Until then a mark stays that makes it void: of the attempts that were given up, up to a not-after. A
   request that comes again (a later attempt, its not-after is higher) may enter anew.
 - A claim whose name was granted and has been given back or lost is over: it enters no more.
-- Who gives up names its attempt. If the request has come again at another node meanwhile, the entry is
-  that attempt's, and giving up does nothing.
+- Who gives up names its attempt. An entry goes with the last attempt that joined it: another may have been
+  told that it holds. Not-afters do not tell which came later; they are guesses of different nodes.
 
 **Deadlines.** A waiting entry ends a little after its wait. When its turn comes, the caller's node has
 `PICKUP_MS` to take the grant, by sending its ENTER again; from there the entry lasts its TTL, and each RENEW
@@ -46,6 +46,8 @@ AHEAD_MS_MAX: Final = 60_000
 LATE_MS: Final = 5_000
 """A waiting entry outlives its wait by this, so that its node withdraws it first."""
 PICKUP_MS: Final = 10_000
+ATTEMPTS_MAX: Final = 16
+"""Of one entry; the oldest are forgotten."""
 RELEASED: Final = 1
 EXPIRED: Final = 2
 OVER_MS: Final = 60_000
@@ -57,8 +59,9 @@ _encode = msgspec.msgpack.Encoder().encode
 class Entry(msgspec.Struct, array_like=True):
     claim: bytes
     not_after_ms: int
-    attempt: int
-    """The latest attempt that joined: it alone may withdraw."""
+    """The highest of all attempts that joined or were given up."""
+    attempts: list[int]
+    """Who joined and has not given up."""
     ttl_ms: int
     due_ms: int
     fence: int
@@ -66,6 +69,11 @@ class Entry(msgspec.Struct, array_like=True):
     is_taken: bool
     """Its caller's node has seen the grant."""
     value: bytes
+
+    def join(self, attempt: int, not_after_ms: int) -> None:
+        self.not_after_ms = max(self.not_after_ms, not_after_ms)
+        if attempt not in self.attempts:
+            self.attempts = [*self.attempts[1 - ATTEMPTS_MAX :], attempt]
 
 
 class Mark(msgspec.Struct, array_like=True):
@@ -220,10 +228,11 @@ def _enter(draft: Draft, op: list[Any]) -> Result:
     if mark is not None and entry is not None:
         if (ttl_ms, value) != (entry.ttl_ms, entry.value):
             return [IDENTITY_MISMATCH]
-        if (not_after_ms, attempt) != (entry.not_after_ms, entry.attempt):
+        if attempt not in entry.attempts:
             if not is_in_time or not_after_ms <= entry.not_after_ms:
                 return [REFUSED, entry.not_after_ms]
-            entry.not_after_ms, entry.attempt, entry.is_taken = not_after_ms, attempt, False
+            entry.join(attempt, not_after_ms)
+            entry.is_taken = False
             due_ms = entry.due_ms if entry.fence else draft.clock_ms + wait_ms + LATE_MS
             queue.set_due(mark.order, entry, due_ms)
         return queue.stand(mark.order, entry)
@@ -239,7 +248,7 @@ def _enter(draft: Draft, op: list[Any]) -> Result:
         return [QUEUE_FULL, queue.count]
     if mark is not None:
         queue.write_mark(claim, mark, None)
-    entry = Entry(claim, not_after_ms, attempt, ttl_ms, 0, 0, False, value)
+    entry = Entry(claim, not_after_ms, [attempt], ttl_ms, 0, 0, False, value)
     return queue.stand(queue.add(entry, wait_ms), entry)
 
 
@@ -251,12 +260,15 @@ def _leave(draft: Draft, op: list[Any]) -> Result:
     mark = queue.mark(claim)
     entry = queue.entry(mark.order) if mark is not None and mark.order else None
     if mark is not None and entry is not None:
-        if not_after_ms is not None and (not_after_ms, attempt) < (entry.not_after_ms, entry.attempt):
-            return [OK, False, queue.fence(), 0, False]
-        if keeps_grant and mark.order == queue.holder:
-            return [*queue.stand(mark.order, entry), False]
         if not_after_ms is not None:
-            entry.not_after_ms = not_after_ms
+            keeps_grant = keeps_grant and mark.order == queue.holder
+            entry.join(attempt, not_after_ms)
+            if not keeps_grant:
+                entry.attempts.remove(attempt)
+            if entry.attempts:
+                queue.set_due(mark.order, entry, entry.due_ms)
+                stand = queue.stand(mark.order, entry) if keeps_grant else [OK, False, queue.fence(), 0]
+                return [*stand, False]
         queue.end(mark.order, entry, CHANGE_DELETE)
         return [OK, False, queue.fence(), 0, True]
     known_void_ms = 0 if mark is None else mark.void_ms

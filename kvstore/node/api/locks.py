@@ -243,11 +243,11 @@ class Taking:
         if self._is_gone:
             raise Locked("the caller has gone")
         if fence is None:
-            raise Locked("its place in the queue has ended, or the same request was answered elsewhere")
+            raise Locked("its place in the queue has ended")
         if fence:
             answer: Answer = await self._write(self._enter_op(), self._deadline)
             if answer.result.results[0][0] == REFUSED:
-                raise Locked("the same request came again elsewhere and is answered there")
+                raise Locked("its place in the queue has ended")
         else:
             answer = await self._write(self._give_up_op(keeps_grant=True), self._deadline)
         result: list[Any] = _checked(answer.result.results[0])

@@ -290,6 +290,40 @@ def test_giving_up_does_not_take_the_entry_of_a_later_attempt(tablet: Tablet) ->
     assert give_up(tablet, B, first[6] + 5, attempt=2)[4] is True
 
 
+def test_giving_up_takes_nothing_from_an_attempt_with_a_lower_not_after(tablet: Tablet) -> None:
+    """Seed 163: the second attempt came by a node that had just started and knew no clock."""
+    assert take(tablet, A, attempt=2, not_after_ms=tablet.clock_ms + 1_000)[1] is True
+    assert give_up(tablet, A, tablet.clock_ms + 30_000, attempt=1) == [OK, False, 1, 0, False]
+    assert holder(tablet)[1] == 1
+    assert take(tablet, A, attempt=1, not_after_ms=tablet.clock_ms + 30_000)[0] == REFUSED
+    assert give_up(tablet, A, tablet.clock_ms + 1_000, attempt=2)[4] is True
+    assert holder(tablet) is None
+
+
+def test_an_entry_goes_with_the_last_attempt_that_joined_it(tablet: Tablet) -> None:
+    """Whichever of them came first, and whoever was told of the grant."""
+    for first_to_leave in (1, 2):
+        clock_ms = tablet.clock_ms
+        take(tablet, A, attempt=1, not_after_ms=clock_ms + 10_000)
+        assert take(tablet, A, attempt=2, not_after_ms=clock_ms + 20_000)[1] is True
+        not_after_ms = {1: clock_ms + 10_000, 2: clock_ms + 20_000}
+        assert give_up(tablet, A, not_after_ms.pop(first_to_leave), attempt=first_to_leave)[4] is False
+        assert holder(tablet) is not None
+        ((last, last_ms),) = not_after_ms.items()
+        assert give_up(tablet, A, last_ms, attempt=last)[4] is True
+        assert holder(tablet) is None
+        pass_ms(tablet, 100_000)
+
+
+def test_of_many_attempts_the_oldest_are_forgotten(tablet: Tablet) -> None:
+    start = tablet.clock_ms + 5_000
+    for attempt in range(lock_queue.ATTEMPTS_MAX + 1):
+        assert take(tablet, A, attempt=attempt, not_after_ms=start + attempt)[1] is True
+    for attempt in range(1, lock_queue.ATTEMPTS_MAX):
+        assert give_up(tablet, A, start + attempt, attempt=attempt)[4] is False
+    assert give_up(tablet, A, start + 16, attempt=lock_queue.ATTEMPTS_MAX)[4] is True
+
+
 def test_giving_up_keeps_what_was_granted_meanwhile_if_asked_to(tablet: Tablet) -> None:
     take(tablet, A)
     waits = enter(tablet, B)

@@ -22,7 +22,7 @@ CLAIMS = [letter * 16 for letter in (b"a", b"b", b"c", b"d")]
 class Waiter(msgspec.Struct):
     claim: bytes
     not_after: int
-    attempt: int
+    attempts: set[int]
     ttl: int
     due: int
     order: int
@@ -93,10 +93,11 @@ class Model:
         if waiter is not None:
             if ttl != waiter.ttl:
                 return [5]
-            if (not_after, attempt) != (waiter.not_after, waiter.attempt):
+            if attempt not in waiter.attempts:
                 if not in_time or not_after <= waiter.not_after:
                     return [10, waiter.not_after]
-                waiter.not_after, waiter.attempt, waiter.is_taken = not_after, attempt, False
+                waiter.not_after, waiter.is_taken = not_after, False
+                waiter.attempts.add(attempt)
                 if not waiter.fence:
                     waiter.due = self.clock + wait + lock_queue.LATE_MS
             return self.stand(waiter)
@@ -111,7 +112,7 @@ class Model:
         self.past.pop(claim, None)
         due = self.clock + wait + lock_queue.LATE_MS
         order = self.queue[-1].order + 1 if self.queue else 1
-        waiter = Waiter(claim, not_after, attempt, ttl, due, order)
+        waiter = Waiter(claim, not_after, {attempt}, ttl, due, order)
         self.queue.append(waiter)
         if len(self.queue) == 1:
             self.grant()
@@ -121,12 +122,14 @@ class Model:
         _, _, claim, attempt, not_after, keeps_grant = op
         waiter, past = self.of(claim), self.past.get(claim)
         if waiter is not None:
-            if not_after is not None and (not_after, attempt) < (waiter.not_after, waiter.attempt):
-                return [0, False, self.fence(), 0, False]
-            if keeps_grant and waiter is self.queue[0]:
-                return [*self.stand(waiter), False]
             if not_after is not None:
-                waiter.not_after = not_after
+                waiter.not_after = max(waiter.not_after, not_after)
+                if keeps_grant and waiter is self.queue[0]:
+                    waiter.attempts.add(attempt)
+                    return [*self.stand(waiter), False]
+                waiter.attempts.discard(attempt)
+                if waiter.attempts:
+                    return [0, False, self.fence(), 0, False]
             self.end(waiter, lock_queue.RELEASED)
             return [0, False, self.fence(), 0, True]
         if not_after is not None and not_after >= self.clock and not_after > (past.void if past else 0):

@@ -44,11 +44,11 @@ def ops_of(node: ApiNode) -> list[int]:
     return [call[2][1][0][0] for call in node.router.calls if call[0] == "write"]
 
 
-def ask_and_keep(node: ApiNode, wait: str = "5s", ttl: str = "10s") -> tuple[Request, Reply]:
+def ask_and_keep(node: ApiNode, wait: str = "5s", ttl: str = "10s", **more: str) -> tuple[Request, Reply]:
     """A request for the lock whose caller may go."""
     reply = Reply()
     body = b'{"ttl":"%b","wait":"%b"}' % (ttl.encode(), wait.encode())
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): more[name] for name in more}
     request = node.request("POST", JOBS, reply, body, headers)
     node.api.handle(request)
     return request, reply
@@ -186,7 +186,7 @@ def test_a_repeated_request_with_another_body_is_422(node: ApiNode) -> None:
     node.problem(take(node, idempotency_key='"k"', ttl="20s"), 422, "idempotency-mismatch")
 
 
-def test_a_repeated_request_takes_over_the_place_in_the_queue(node: ApiNode) -> None:
+def test_a_repeated_request_shares_its_place_in_the_queue(node: ApiNode) -> None:
     first = taken(take(node))
     session = {"kv_session": "s", "kv_sequence": "7"}
     waits = take(node, wait="5s", **session)
@@ -195,8 +195,19 @@ def test_a_repeated_request_takes_over_the_place_in_the_queue(node: ApiNode) -> 
     assert holder(node)[3] == 1
     node.ask("DELETE", f"{JOBS}/{first['token']}")
     assert taken(again)["fence"] == holder(node)[1]
-    # The first try, should anybody still listen, says that it is answered elsewhere.
-    node.problem(waits, 409, "locked")
+    assert taken(waits)["token"] == taken(again)["token"]
+
+
+def test_a_try_whose_caller_has_gone_takes_nothing_from_another(node: ApiNode) -> None:
+    first = taken(take(node))
+    session = {"kv_session": "s", "kv_sequence": "7"}
+    request, _reply = ask_and_keep(node, **session)
+    again = take(node, wait="5s", **session)
+    assert request.on_gone is not None
+    request.on_gone()
+    assert holder(node)[3] == 1
+    node.ask("DELETE", f"{JOBS}/{first['token']}")
+    assert taken(again)["fence"] == holder(node)[1]
 
 
 def test_a_repeated_request_whose_lock_has_ended_is_told_so(node: ApiNode) -> None:
