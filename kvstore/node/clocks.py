@@ -1,8 +1,9 @@
 """Shard clocks on this node: heard from leaders, kept over a restart, told to whoever builds a deadline.
 
-Every replica runs its shard's clock on from what the newest leader has told, at the pace of CLOCK_BOOTTIME.
-So whoever is elected goes on where the clock is, and a deadline is moved by no failover. What is heard was
-true when it was sent, and time only adds to it: no estimate is ahead of that leader's clock.
+Every replica runs its shard's clock on from what the newest leader has told, by CLOCK_BOOTTIME. So whoever
+is elected goes on where the clock is, and a failover moves a deadline by little. What is heard was true when
+it was sent, time only adds to it, and a follower counts time so slowly that no two crystals differ as much:
+no estimate is ahead of that leader's clock, however long a follower was cut off.
 
 The word of a newer leader counts also where it is lower. A leader that knew the clock a little late has set
 deadlines by its own; who slept through its time, and would have been ahead, must not go on from there.

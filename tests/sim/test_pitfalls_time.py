@@ -13,7 +13,7 @@ import pytest
 from kvstore.node import expiry as node_expiry
 from kvstore.node.calls import Call, ReadAnswer
 from kvstore.node.clocks import ShardClocks
-from kvstore.node.replica import Replica
+from kvstore.node.replica import FOLLOWED_PACE, Replica
 from kvstore.raft.messages import AppendRequest
 from kvstore.store import apply, commands, deadlines, expiry, keys
 from kvstore.store.draft import Draft
@@ -41,7 +41,7 @@ def _time_of_death(script: Script, key: str, limit_s: float) -> float:
     """When the removal of a present key was applied by whoever leads."""
 
     def is_gone() -> bool:
-        leader = script.cluster.leader_of(script.process(N1).node.router.shard_of(key.encode()))
+        leader = script.cluster.leader_of(script.cluster.shard_of(key))
         return leader is not None and _is_gone_at(leader.name)
 
     def _is_gone_at(name: Any) -> bool:
@@ -55,13 +55,14 @@ def _time_of_death(script: Script, key: str, limit_s: float) -> float:
 
 
 def _kill_the_leader(script: Script) -> float:
-    leader = script.leader()
+    leader, lost_at = script.leader(), script.world.now
     assert leader is not None
     script.kill(leader)
     script.run_until(lambda: script.leader() not in (None, leader), 40.0, "another leader")
+    lost_s = script.world.now - lost_at
     script.restart(leader)
     script.run(2.0)
-    return 0.0
+    return lost_s * (1 - FOLLOWED_PACE / 1000)
 
 
 def _transfer_around(script: Script) -> float:
@@ -72,9 +73,7 @@ def _transfer_around(script: Script) -> float:
 
 
 def _kill_one_after_the_other(script: Script) -> float:
-    for _ in range(4):
-        _kill_the_leader(script)
-    return 0.0
+    return sum(_kill_the_leader(script) for _ in range(4))
 
 
 def _lose_all_at_once(script: Script) -> float:
@@ -217,6 +216,7 @@ def _go_by_the_highest_clock(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Replica, "hear_clock", hear)
     patch.setattr(Replica, "run_clock", run)
+    patch.setattr("kvstore.node.replica.FOLLOWED_PACE", 1000)
 
 
 def test_pitfall_04_a_leader_that_slept_brings_no_clock_of_its_own() -> None:
@@ -227,6 +227,41 @@ def test_pitfall_04_shows_when_the_highest_clock_counts(monkeypatch: pytest.Monk
     _go_by_the_highest_clock(monkeypatch)
     with pytest.raises(AssertionError, match="early"):
         a_leader_that_slept_knows_a_later_clock()
+
+
+# --- 4, crystals: who was cut off for long has a clock of its own
+
+
+def a_quick_crystal_was_cut_off() -> None:
+    """Seeds 163 and 219: a follower that hears nothing for seconds measures them by its own crystal, and by
+    as much as that is quick its clock is ahead of the leader's. Then it leads."""
+    script = Script()
+    script.cluster.machines[N2].clock_rate = 1.03
+    script.start()
+    script.lead(N1)
+    due_at = _put_with_ttl(script, "a", 24.0)
+    script.run(0.5)
+    script.cut(N1, N2)
+    script.run(20.0)
+    script.kill(N1)
+    script.lead(N2)
+    died_at = _time_of_death(script, "a", 8.0)
+    assert died_at >= due_at, f"{due_at - died_at} s early"
+    assert died_at <= due_at + 20.0 * (1 - FOLLOWED_PACE / 1000) + 2.0
+    script.restart(N1)
+    script.check()
+
+
+def test_pitfall_04_a_quick_crystal_ends_nothing_early() -> None:
+    a_quick_crystal_was_cut_off()
+
+
+def test_pitfall_04_shows_when_followers_count_time_as_the_leader_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvstore.node.replica.FOLLOWED_PACE", 1000)
+    with pytest.raises(AssertionError, match="early"):
+        a_quick_crystal_was_cut_off()
 
 
 # --- 3: a leader that slept takes what others have renewed (etcd #15247 #12528)

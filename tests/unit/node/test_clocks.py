@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvstore.node.clocks import HEARD_FOR_S, LOG_EVERY_S, TELL_ALL_EVERY
+from kvstore.node.replica import FOLLOWED_PACE
 from kvstore.raft.messages import VoteReply
 from kvstore.store import commands
 from kvstore.types import ShardId, Term
@@ -72,6 +73,30 @@ def test_the_newest_leader_s_word_counts_also_where_it_is_lower() -> None:
     replica.hear_clock(before - 300, replica.core.term, group[N2].now)
     replica.run_clock(group[N2].now)
     assert _clock(group[N2]) == before - 300
+
+
+def test_a_follower_that_hears_nothing_falls_behind_rather_than_ahead() -> None:
+    group = _with_a_deadline()
+    group.run(1.0)
+    group.part(N2)
+    group.run(10.0)
+    behind_ms = _clock(group[N1]) - _clock(group[N2])
+    assert 0 < behind_ms - 10 * (1000 - FOLLOWED_PACE) < 30
+
+
+def test_a_new_leader_goes_on_from_where_it_was_as_a_follower() -> None:
+    group = _with_a_deadline()
+    group.run(1.0)
+    group.part(N2)
+    group.run(10.0)
+    replica, now = group[N2].replica(), group[N2].now
+    before = replica.stamp_ms(now)
+    replica.led_term = Term(replica.core.term + 1)
+    replica.run_clock(now)
+    assert before - 1 <= replica.stamp_ms(now) <= before
+    assert replica.stamp_ms(now + 10.0) - replica.stamp_ms(now) == 10_000
+    replica.led_term = None
+    assert replica.stamp_ms(now + 10.0) - replica.stamp_ms(now) == 10 * FOLLOWED_PACE
 
 
 def test_no_word_puts_a_clock_below_what_is_applied() -> None:

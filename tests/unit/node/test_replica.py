@@ -139,6 +139,7 @@ class TestWrites:
     def test_the_entry_carries_the_shard_clock_that_goes_on_from_the_election(self) -> None:
         desk = Desk()
         desk.replica.clock_base_ms, desk.replica.clock_base_at = 5_000, 100.0
+        desk.replica.led_term = desk.replica.clock_term = desk.core.term
         _call, caller = desk.write(put())
         desk.replica.propose_queue(101.25)
         desk.take()
