@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgpack
 import pytest
 
 from kvstore.errors import Corrupt, DiskFull, Fatal, NoLeader, OutcomeUnknown, WalPoisoned
@@ -240,6 +241,23 @@ class TestFrames:
             group.write(N1, commands.put(b"a", b"1"), shard=shard)
         group.run(0.00005)
         assert group.network.counts["sent"] - sent == 2, "append lane to two followers, four shards in each"
+
+    def test_a_lone_frame_is_dealt_with_at_once_and_those_that_waited_for_that_share_a_pass(self) -> None:
+        group = HostGroup(shards=4)
+        group.lead(N1, 0, 1, 2)
+        group.run(2.0)
+        counts = group.network.counts
+        begun = counts["sent"]
+
+        def forward(shard: int) -> int:
+            query = msgpack.packb(["get", b"a", None])
+            group.deliver(N2, N1, peer.ForwardRead(100 + shard, ShardId(shard), query, "", 1000))
+            return counts["sent"] - begun
+
+        assert forward(0) == 2, "to each follower"
+        assert forward(1) == forward(2) == 2
+        group.run(0.00005)
+        assert counts["sent"] - begun == 4
 
     def test_a_frame_that_grows_too_large_is_split_and_nothing_of_it_lost(
         self, group: HostGroup, monkeypatch: pytest.MonkeyPatch
