@@ -112,6 +112,10 @@ class Caller:
                 return leader.name
         return self.dice.choice(self.cluster.config.node_ids())
 
+    def patience_s(self) -> float:
+        """How long it waits for an answer to what it asks now."""
+        return self.attempt_s
+
     def disappointed(self) -> None:
         """The node did not answer well: try others, now and then."""
         if self.dice.random() < 0.5:
@@ -138,6 +142,7 @@ class Attempt:
         self.is_write = ask.method != "GET"
         self.ask = caller.identify(ask) if self.is_write else ask
         self.done = done
+        self.patience_s = caller.patience_s()
         self.deadline = caller.world.now + caller.deadline_s
         self.number = 0
         self.is_over = False
@@ -162,7 +167,7 @@ class Attempt:
             world.after(caller.dice.uniform(0, 6), self._arrive, caller.node(), 0)
             # It may be carried out after all others were refused.
             self.was_unknown = True
-        world.after(caller.attempt_s + min(0.2, caller.attempt_s), self._on_answer, None, number)
+        world.after(self.patience_s + min(0.2, self.patience_s), self._on_answer, None, number)
 
     def _arrive(self, node: NodeId, number: int) -> None:
         caller, ask = self.caller, self.ask
@@ -171,7 +176,7 @@ class Attempt:
             delay = caller.dice.uniform(0.0002, 0.002)
             caller.world.after(delay, self._on_answer, response, number)
 
-        headers = ask.headers | {"KV-Timeout": f"{int(caller.attempt_s * 1000)}ms"}
+        headers = ask.headers | {"KV-Timeout": f"{int(self.patience_s * 1000)}ms"}
         request = caller.cluster.request(node, ask.method, ask.target, headers, ask.body, answered)
         if number == self.number:
             self._request = request

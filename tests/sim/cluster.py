@@ -193,6 +193,8 @@ class SimCluster:
         """Clients ask for nothing until then."""
         self.reads_only_until = 0.0
         """Clients only read until then; those that can not do without writes ask for nothing."""
+        self.patient_until = 0.0
+        """Clients of transactions wait long for answers to what they ask until then."""
         self.hurry_until = 0.0
         """Something has just gone wrong: clients ask at a quick pace until then."""
         self.probed = Probed()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from random import Random
 
 from kvstore.errors import InvalidArgument
+from kvstore.node.runtime import Lane
 from kvstore.raft import NotLeader, ProposalDropped
 from kvstore.raft.membership import Change
 from kvstore.raft.messages import Configuration
@@ -19,10 +20,10 @@ from kvstore.types import META_SHARD, NodeId, ShardId, node_of
 from tests.sim.ambush import Ambush
 from tests.sim.cluster import DATA, Process, SimCluster
 from tests.sim.rot import WAL, rot_place
-from tests.sim.staged import STAGED, STAGED_MEMBERS, Staged
+from tests.sim.staged import STAGED, STAGED_LATER, STAGED_MEMBERS, Staged
 from tests.support.sim_files import Crashed
 
-ALL_STAGED = STAGED | STAGED_MEMBERS
+ALL_STAGED = STAGED | STAGED_LATER | STAGED_MEMBERS
 Link = tuple[NodeId, NodeId]
 MEND_S = 1.0
 HURRY_S = 0.8
@@ -53,14 +54,17 @@ PROFILES: dict[str, tuple[str, ...]] = {
     "rot": ("rot",),
     "members": ("members", *STAGED_MEMBERS),
 }
-ALL_FAULTS = tuple(
-    sorted({*EVERYWHERE, *(kind for more in PROFILES.values() for kind in more)} - {"fail_disk"})
-) + ("fail_write", "fail_datasync")
+_OF_PROFILES = {kind for kinds in PROFILES.values() for kind in kinds}
+ALL_FAULTS = tuple(sorted({*EVERYWHERE, *ALL_STAGED, *_OF_PROFILES} - {"fail_disk"})) + (
+    "fail_write",
+    "fail_datasync",
+)
 """Names under which faults are counted."""
 CALM_S = 2.5
 """How long a fault of several steps waits until all is well."""
 SHARE = 0.5
 STAGED_SHARE = 0.6
+STAGED_LATER_SHARE = 0.3
 """Of the kinds of faults, how many a seed has."""
 KINDS_MIN = 5
 GAPS_S = ((0.1, 0.6), (0.2, 1.0), (0.2, 1.6))
@@ -138,6 +142,7 @@ class Faults:
     def _calm(self) -> None:
         """End what is wrong: what comes now shows nothing if others are in its way."""
         self.cluster.network.cut.clear()
+        self.cluster.network.stuck.clear()
         self.cluster.network.delays.clear()
         self._good_network()
         for name, machine in self.cluster.machines.items():
@@ -159,7 +164,10 @@ class Faults:
         while len(kinds) < KINDS_MIN:
             kinds.append(dice.choice(EVERYWHERE))
         kinds += PROFILES[self.profile]
-        return {kind: dice.choice((3, 6) if kind in ALL_STAGED else (1, 2, 2, 4)) for kind in kinds}
+        weights = {kind: dice.choice((3, 6) if kind in ALL_STAGED else (1, 2, 2, 4)) for kind in kinds}
+        later = Random(f"{self.world.seed}/late")
+        more = [kind for kind in STAGED_LATER if later.random() < STAGED_LATER_SHARE]
+        return weights | {kind: later.choice((3, 6)) for kind in more}
 
     def count(self, fired: str) -> None:
         self.fired[fired] = self.fired.get(fired, 0) + 1
@@ -303,6 +311,16 @@ class Faults:
             network.cut -= links
 
         self.world.after(self.dice.choice((0.5, 2.0, 2.0, 6.0)) if seconds is None else seconds, mend)
+
+    def stick(self, connections: set[tuple[NodeId, NodeId, Lane]], seconds: float) -> None:
+        """Let connections hang, until they are given up."""
+        network = self.cluster.network
+        network.stuck |= connections
+
+        def mend() -> None:
+            network.stuck -= connections
+
+        self.world.after(seconds, mend)
 
     def _slow_link(self) -> str:
         """What goes one way between some nodes takes long."""
@@ -462,6 +480,7 @@ class Faults:
         """End all faults, now; what needs time to mend goes on mending."""
         self.is_healing = True
         self.cluster.network.cut.clear()
+        self.cluster.network.stuck.clear()
         self.cluster.network.delays.clear()
         self.cluster.lull_until = self.cluster.reads_only_until = 0.0
         self._good_network()

@@ -36,6 +36,8 @@ class Network:
         self._listeners: dict[NodeId, Deliver] = {}
         self.cut: set[tuple[NodeId, NodeId]] = set()
         """Directed links on which nothing arrives."""
+        self.stuck: set[tuple[NodeId, NodeId, Lane]] = set()
+        """Single connections that hang, while others between the same nodes do not."""
         self.delays: dict[tuple[NodeId, NodeId], float] = {}
         """Seconds that a directed link takes more than the others."""
         self.counts = {"sent": 0, "lost": 0, "repeated": 0, "reordered": 0, "cut": 0}
@@ -61,7 +63,7 @@ class Network:
             frame = peer.encode([message for message in passed if message is not None])
         self._world.stir(frame)
         dice, faults = self._dice, self.faults
-        if (source, target) in self.cut:
+        if self._is_cut(source, target, lane):
             self.counts["cut"] += 1
             return True
         if faults.loss and dice.random() < faults.loss:
@@ -74,6 +76,9 @@ class Network:
             arrival += dice.uniform(0, faults.repeat_within_s)
             self._world.at(arrival, self._deliver, source, target, lane, frame)
         return True
+
+    def _is_cut(self, source: NodeId, target: NodeId, lane: Lane) -> bool:
+        return (source, target) in self.cut or (bool(self.stuck) and (source, target, lane) in self.stuck)
 
     def _arrival(self, source: NodeId, target: NodeId, lane: Lane) -> float:
         dice, faults, link = self._dice, self.faults, (source, target, lane)
@@ -92,7 +97,7 @@ class Network:
         self._deliver(source, target, Lane.CONTROL, peer.encode([message]))
 
     def _deliver(self, source: NodeId, target: NodeId, lane: Lane, frame: bytes) -> None:
-        if (source, target) in self.cut:
+        if self._is_cut(source, target, lane):
             self.counts["cut"] += 1
             return
         listener = self._listeners.get(target)

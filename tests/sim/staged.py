@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from kvstore.node.runtime import Lane
 from kvstore.raft.membership import Change
 from kvstore.raft.progress import ProgressState
 from kvstore.types import NodeId, ShardId, Term, node_of
@@ -25,6 +26,9 @@ POLL_S = 0.0002
 """How soon a step is followed by the next."""
 QUIET_S = (0.5, 0.8)
 """Without work a shard goes quiet within that."""
+HAND_OVER_S = 0.2
+UNHEARD_S = (1.5, 3.0)
+"""Long enough that others end what a coordinator began, short enough that it is still there."""
 BEHIND_S = (1.2, 2.5)
 """How long a follower is cut off that should need a snapshot then."""
 
@@ -163,12 +167,40 @@ class Staged:
         others = [] if leader is None else self._others(leader, shard)
         if leader is None or len(others) < 2:
             return "nothing"
-        core = leader.node.host.replicas[shard].core
         rival, voter = self.dice.sample(others, 2)
+        does_restart = self.dice.random() < 0.5
+        margins = (3, 9) if does_restart else (1, 10)
+        self._lose_leader(leader, shard, rival, voter, margins, does_restart=does_restart)
+        return "rival"
+
+    def restarted_voter(self) -> str:
+        """The same with a voter that restarts, and that hears its leader without getting anything new, since
+        one of the two connections between them hangs: so the rival's log is as long as the voter's, though
+        some things are written without anybody asking for them."""
+        shard, leader = self.faults.some_leader()
+        others = [] if leader is None else self._others(leader, shard)
+        if leader is None or len(others) < 2:
+            return "nothing"
+        rival, voter = self.dice.sample(others, 2)
+        self._step("stick", {(leader.name, voter, Lane.APPEND)}, RIVAL_S)
+        self._lose_leader(leader, shard, rival, voter, (3, 6), does_restart=True)
+        return "restarted_voter"
+
+    def _lose_leader(
+        self,
+        leader: Process,
+        shard: ShardId,
+        rival: NodeId,
+        voter: NodeId,
+        margins: tuple[int, int],
+        *,
+        does_restart: bool,
+    ) -> None:
+        """`margins`: how many ticks before the rival campaigns its voter is reached."""
+        core = leader.node.host.replicas[shard].core
         self._step("cut_both_ways", {(leader.name, rival)}, RIVAL_S)
         self.cluster.reads_only_until = self.world.now + RIVAL_S
-        does_restart = self.dice.random() < 0.5
-        margin = self.dice.randint(3, 9) if does_restart else self.dice.randint(1, 10)
+        margin = self.dice.randint(*margins)
 
         def write_again() -> None:
             self.cluster.reads_only_until = 0.0
@@ -192,7 +224,6 @@ class Staged:
             return replica is not None and replica.core.election_timeout - replica.core.elapsed <= margin
 
         self._when(is_about_to_campaign, go_on, RIVAL_S, 0.02)
-        return "rival"
 
     # ---- members ---------------------------------------------------------------------------------
 
@@ -291,6 +322,27 @@ class Staged:
         self.faults.ambush.set(None, moment, unanswered_share=0.4)
         return "txn_and_ambush"
 
+    def unheard_coordinator(self) -> str:
+        """What a node asks of a leader gets lost for a while. Patient clients wait, but the leaders of other
+        shards come to think that it is dead: they end its transactions, and then it is heard again."""
+        shard, leader = self.faults.some_leader()
+        others = [] if leader is None else self._others(leader, shard)
+        if leader is None or len(others) < 2 or not self.cluster.states["transaction over shards"]:
+            return "nothing"
+        coordinator, partner = self.dice.sample(others, 2)
+        for number in range(self.cluster.config.shards):
+            led = self.cluster.leader_of(ShardId(number))
+            if number != shard and led is not None:
+                self._hand_over(led, ShardId(number), partner)
+
+        def lose() -> None:
+            seconds = self.dice.uniform(*UNHEARD_S)
+            self.cluster.patient_until = self.world.now + seconds
+            self._step("cut", {(coordinator, leader.name)}, seconds)
+
+        self._later(HAND_OVER_S, lose)
+        return "unheard_coordinator"
+
 
 STAGED = {
     "isolate_leader": 2.5,
@@ -302,4 +354,6 @@ STAGED = {
     "txn_and_ambush": 2.2,
 }
 """How many seconds each has the stage for itself."""
+STAGED_LATER = {"unheard_coordinator": 4.5, "restarted_voter": 3.2}
+"""Those that came later have dice of their own: seeds without them stay what they were."""
 STAGED_MEMBERS = {"members_and_ambush": 2.5, "members_and_cut": 3.5}

@@ -19,6 +19,9 @@ from tests.sim.cluster import SimCluster
 _JSON = {"Content-Type": "application/json"}
 
 
+PATIENT_S = 4.5
+"""Long enough for an answer to a prepare that is sent for the third time."""
+PATIENT_TRANSFERS = 0.8
 UNKNOWN_MAX = 6
 """Transfers of unknown outcome per set of accounts: each doubles what may have happened."""
 
@@ -72,7 +75,7 @@ class TxnClient(Caller):
 
     def ask_next(self) -> None:
         draw = self.dice.random()
-        if draw < 0.4:
+        if draw < (PATIENT_TRANSFERS if self._is_patient() else 0.4):
             self._transfer()
         elif draw < 0.55:
             self._txn([], [_step("get", account) for account in self.accounts.names], self._check_sum)
@@ -84,6 +87,12 @@ class TxnClient(Caller):
             self._single("put", self.dice.choice(self.lists), argument)
         else:
             self._txn([], [_step("get", name) for name in self.lists], self._append)
+
+    def _is_patient(self) -> bool:
+        return self.world.now < self.cluster.patient_until
+
+    def patience_s(self) -> float:
+        return max(self.attempt_s, PATIENT_S) if self._is_patient() else self.attempt_s
 
     # ---- what it does ----------------------------------------------------------------------------
 
