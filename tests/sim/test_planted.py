@@ -18,6 +18,7 @@ SOON = (
 )
 """Found within the first few seeds, short ones; docs/testing.md has all."""
 SHORT_S = 8.0
+SEEDS = range(1, 201)
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +39,21 @@ def test_every_pitfall_has_a_planted_bug() -> None:
 
 
 @pytest.mark.sim_long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_planted_bug_is_found_within_200_seeds(name: str) -> None:
-    assert hunt(MUTATIONS[name], range(1, 201)).seed is not None
+    assert hunt(MUTATIONS[name], SEEDS).seed is not None
 
 
 @pytest.mark.sim_long
+@pytest.mark.timeout(7200)
 def test_half_of_the_planted_bugs_show_without_invariants() -> None:
-    found = [hunt(each, range(1, 201), check_invariants=False).seed for each in MUTATIONS.values()]
-    assert 2 * sum(seed is not None for seed in found) >= len(found)
+    """Seed by seed, until half have shown: some never do from outside."""
+    hidden = dict(MUTATIONS)
+    for seed in SEEDS:
+        for name, mutation in list(hidden.items()):
+            if hunt(mutation, [seed], check_invariants=False).seed is not None:
+                del hidden[name]
+        if 2 * len(hidden) <= len(MUTATIONS):
+            return
+    pytest.fail(f"hidden from outside: {', '.join(hidden)}")
