@@ -60,6 +60,8 @@ class HeldCalls:
     def __init__(self) -> None:
         self._writes: list[_HeldWrite] = []
         self._reads: list[_HeldRead] = []
+        self._claims = _Claims()
+        """Of all held writes."""
         self._byte_count = 0
         self._releases_seen = -1
         self.met_seen = 0
@@ -80,7 +82,9 @@ class HeldCalls:
         if call.done is not None and self._has_room(call, len(call.payload)):
             self._byte_count += len(call.payload)
             ops = commands.decode(call.payload)[1]
-            self._writes.append(_HeldWrite(call, ops, *keys_of(ops)))
+            held = _HeldWrite(call, ops, *keys_of(ops))
+            self._writes.append(held)
+            self._claims.add(held)
 
     def hold_read(self, call: Call, writers: frozenset[bytes]) -> None:
         if self._has_room(call, 0):
@@ -100,10 +104,7 @@ class HeldCalls:
         ops = commands.decode(call.payload)[1]
         if not ops or ops[0][0] != txn_commands.PREPARE:
             return False
-        claims = _Claims()
-        for held in self._writes:
-            claims.add(held)
-        if not claims.forbid(*keys_of(ops)):
+        if not self._claims.forbid(*keys_of(ops)):
             return False
         if ops[0][8]:
             self.hold_write(call)
@@ -152,5 +153,10 @@ class HeldCalls:
         self._keep_writes([held for held in self._writes if held.call.done is not None])
 
     def _keep_writes(self, kept: list[_HeldWrite]) -> None:
+        if len(kept) == len(self._writes):
+            return
         self._writes = kept
+        self._claims = _Claims()
+        for held in kept:
+            self._claims.add(held)
         self._byte_count = sum(len(held.call.payload) for held in kept)
