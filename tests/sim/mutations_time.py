@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+from kvstore.node import replica
 from kvstore.node.lease_ends import LeaseEnds
 from kvstore.node.replica import Replica
 from kvstore.node.watch import positions
@@ -43,6 +44,12 @@ def idle_time_forgotten() -> Iterator[None]:
             self._set_clock(self.machine.clock_ms, self.led_term, now)
 
     with patch.object(Replica, "run_clock", anew):
+        yield
+
+
+@planted(4, "a follower counts time as its leader does: after a long silence a quick crystal is ahead")
+def quick_crystal_believed() -> Iterator[None]:
+    with patch.object(replica, "FOLLOWED_PACE", 1000):
         yield
 
 
