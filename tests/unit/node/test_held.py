@@ -52,12 +52,6 @@ def put(key: bytes, told: Told, deadline: float = 10.0, *, is_forwarded: bool = 
     return Call(SHARD, command, deadline, told, is_forwarded=is_forwarded)
 
 
-def prepare(key: bytes, told: Told) -> Call:
-    ops = ([], [commands.put(key, b"")], [])
-    op = txn_commands.prepare(b"p" * 16, 9, [[0, 9], [1, 9]], ops, None)
-    return Call(SHARD, commands.encode(None, (op,)), 10.0, told)
-
-
 def get(key: bytes, told: Told) -> Call:
     return Call(SHARD, ["get", key, None], 10.0, told, consistency="linearizable")
 
@@ -83,21 +77,6 @@ def test_writes_go_on_when_their_keys_are_free(intents: Intents) -> None:
     let_go(intents)
     assert waiting.take_free(intents) == ([first], [])
     assert len(waiting) == 0
-
-
-def test_a_prepare_stands_back_for_writes_that_wait_and_for_no_others(intents: Intents) -> None:
-    waiting = HeldCalls()
-    waiting.hold_write(put(b"a", Told()))
-    waiting.hold_write(put(b"b", Told()))
-    assert len(waiting.take_free(intents)[0]) == 1, "of b"
-    told = Told()
-    assert waiting.must_stand_back(prepare(b"a", told))
-    assert isinstance(told.error, TxnConflict)
-    assert not waiting.must_stand_back(prepare(b"b", Told()))
-    waiting.hold_write(put(b"b", Told()))
-    assert waiting.must_stand_back(prepare(b"b", Told()))
-    waiting.expire(10.0)
-    assert not waiting.must_stand_back(prepare(b"a", Told()))
 
 
 def test_reads_wait_for_the_writers_that_they_met_and_for_no_later_one(intents: Intents) -> None:
@@ -196,3 +175,12 @@ def test_readers_of_a_key_do_not_stand_back_for_readers(intents: Intents) -> Non
     waiting.hold_write(first)
     assert not waiting.must_stand_back(prepare(b"a", Told(), waits=False, is_read=True))
     assert waiting.must_stand_back(prepare(b"a", Told(), waits=False))
+
+
+def test_claims_go_with_the_writes_that_made_them(intents: Intents) -> None:
+    waiting = HeldCalls()
+    waiting.hold_write(put(b"a", Told()))
+    waiting.hold_write(put(b"b", Told()))
+    assert len(waiting.take_free(intents)[0]) == 1, "of b"
+    assert waiting.must_stand_back(prepare(b"a", Told(), waits=False))
+    assert not waiting.must_stand_back(prepare(b"b", Told(), waits=False))
