@@ -30,7 +30,12 @@ PLACE: Final = b"_leases/"
 """What stands before a lease's id when its home is looked up. No key has this name."""
 HORIZON_MS: Final = 10_000
 KNOWN_S: Final = 2.0
-"""How long what home said of a grant may be used again: its not-after goes on counting from then."""
+"""How long what home said of a grant may be used again, unless it may end sooner: its not-after goes on
+counting from then."""
+PACE: Final = 0.9
+"""How much slower than home's clock this node's may be."""
+TICK_S: Final = 0.1
+"""By how much the clock of an answer may be behind the one that home goes by."""
 KNOWN_MAX: Final = 10_000
 TIES_MAX: Final = 20
 """Refusals of one put: each one taught this node the clock or the grant, so that it hardly needs three."""
@@ -105,33 +110,38 @@ class Leases:
             self._ties[lease_id, shard] = known
             return known.options
         try:
-            options = await self._ask_home(lease_id, shard, deadline)
+            options, left_s = await self._ask_home(lease_id, shard, deadline)
         except KvError as error:
             if isinstance(error, Unavailable):
                 raise
             raise Unavailable(f"the lease's home did not answer: {error}", retry_after=1) from error
         if options["lease_generation"]:
-            self._ties[lease_id, shard] = _Tie(options, now + KNOWN_S)
+            # Or somebody could be told that it has ended, and then be let tie a key to it.
+            self._ties[lease_id, shard] = _Tie(options, now + min(KNOWN_S, left_s * PACE))
             if len(self._ties) > KNOWN_MAX:
                 del self._ties[next(iter(self._ties))]
         return options
 
-    async def _ask_home(self, lease_id: bytes, shard: ShardId, deadline: float) -> dict[str, Any]:
+    async def _ask_home(
+        self, lease_id: bytes, shard: ShardId, deadline: float
+    ) -> tuple[dict[str, Any], float]:
+        """Options, and for how many seconds of home's clock the grant surely lives if nobody revokes it."""
         router, home = self._router, self.home_of(lease_id)
         clock_ms = router.clock_of(shard)
         if clock_ms is None:
             clock_ms = (await router.read(shard, ["clock"], "linearizable", deadline)).clock_ms
         answer = await router.read(home, ["lease", lease_id, shard], "linearizable", deadline)
-        generation = 0
+        generation, left_s = 0, 0.0
         if answer.value is not None:
-            generation, _, _, is_registered = answer.value
+            generation, _, due_ms, is_registered = answer.value
+            left_s = (due_ms - answer.clock_ms) / 1000 - TICK_S
             if not is_registered:
                 op = lease_commands.attach(lease_id, generation, shard)
                 written = await router.write(home, commands.encode(None, [op]), True, deadline)
                 if written.result.results[0][0] != OK:
                     generation = 0
         until_ms = clock_ms + HORIZON_MS
-        return {"lease": lease_id, "lease_generation": generation, "lease_until_ms": until_ms}
+        return {"lease": lease_id, "lease_generation": generation, "lease_until_ms": until_ms}, left_s
 
     # ---- renewals --------------------------------------------------------------------------------
 

@@ -241,6 +241,18 @@ def test_home_is_told_of_a_shard_once_and_asked_seldom(node: ApiNode) -> None:
     assert [call[2][0] for call in node.router.calls if call[0] != "write"] == ["lease"]
 
 
+def test_what_home_said_is_not_used_beyond_the_end_of_the_lease(node: ApiNode) -> None:
+    """Seed 43: a client was told of the end, and then let tie a key to the lease by what was known before."""
+    grant(node, "1s", id="mine")
+    elsewhere = keys_here_and_elsewhere(node, "mine")[1]
+    assert node.ask("PUT", f"/v1/kv/{elsewhere}?lease=mine", b"1").status == 201
+    node.router.clock_ms += 1_000
+    node.runtime.run(1.0)
+    # Only home: its shards have not been told.
+    node.router._apply(home(node, "mine"), commands.encode(None, [commands.expire(1, 100)]))
+    node.problem(node.ask("PUT", f"/v1/kv/{elsewhere}?lease=mine", b"2"), 404, "lease-not-found")
+
+
 def test_a_put_that_is_refused_is_built_anew(node: ApiNode) -> None:
     grant(node, id="mine")
     elsewhere = keys_here_and_elsewhere(node, "mine")[1]
