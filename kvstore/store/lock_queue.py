@@ -75,6 +75,10 @@ class Entry(msgspec.Struct, array_like=True):
         if attempt not in self.attempts:
             self.attempts = [*self.attempts[1 - ATTEMPTS_MAX :], attempt]
 
+    def part(self, attempt: int, not_after_ms: int) -> None:
+        self.not_after_ms = max(self.not_after_ms, not_after_ms)
+        self.attempts = [each for each in self.attempts if each != attempt]
+
 
 class Mark(msgspec.Struct, array_like=True):
     order: int
@@ -262,9 +266,7 @@ def _leave(draft: Draft, op: list[Any]) -> Result:
     if mark is not None and entry is not None:
         if not_after_ms is not None:
             keeps_grant = keeps_grant and mark.order == queue.holder
-            entry.join(attempt, not_after_ms)
-            if not keeps_grant:
-                entry.attempts.remove(attempt)
+            (entry.join if keeps_grant else entry.part)(attempt, not_after_ms)
             if entry.attempts:
                 queue.set_due(mark.order, entry, entry.due_ms)
                 stand = queue.stand(mark.order, entry) if keeps_grant else [OK, False, queue.fence(), 0]
