@@ -8,9 +8,8 @@
 
 `name` is the key that shows the holder, `_locks/NAME` or `_elections/NAME`. `claim` is chosen by the node
 that takes the request and is the same for all repetitions of that request; it is also the token by which
-its holder renews and releases. An *attempt* is one arrival of the request at one node: `not_after_ms` and
-`attempt`, a random number, tell attempts apart and order them. All three ops may be applied any number
-of times, late or out of order.
+its holder renews and releases. An *attempt* is one arrival of the request at one node; `attempt` is a
+random number. All three ops may be applied any number of times, late or out of order.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ def enter(
 
 
 def give_up(name: bytes, claim: bytes, attempt: int, *, not_after_ms: int, keeps_grant: bool) -> Op:
-    """Withdraw what this attempt, or an earlier one, entered; unless it holds the name by now and that is
-    to be kept. Nothing happens if a later attempt has joined the entry."""
+    """Withdraw an attempt, and the entry if no other attempt has joined it; unless it holds the name by now
+    and that is to be kept."""
     return [LEAVE, name, claim, attempt, not_after_ms, keeps_grant]
 
 
