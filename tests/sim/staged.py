@@ -173,18 +173,19 @@ class Staged:
         self._lose_leader(leader, shard, rival, voter, margins, does_restart=does_restart)
         return "rival"
 
-    def restarted_voter(self) -> str:
-        """The same with a voter that restarts, and that hears its leader without getting anything new, since
-        one of the two connections between them hangs: so the rival's log is as long as the voter's, though
-        some things are written without anybody asking for them."""
+    def equal_rival(self) -> str:
+        """The same, and the rival's log is as long as the voter's: this one hears its leader without getting
+        anything new, since one of the two connections between them hangs."""
         shard, leader = self.faults.some_leader()
         others = [] if leader is None else self._others(leader, shard)
         if leader is None or len(others) < 2:
             return "nothing"
         rival, voter = self.dice.sample(others, 2)
         self._step("stick", {(leader.name, voter, Lane.APPEND)}, RIVAL_S)
-        self._lose_leader(leader, shard, rival, voter, (3, 6), does_restart=True)
-        return "restarted_voter"
+        does_restart = self.dice.random() < 0.5
+        margins = (3, 6) if does_restart else (1, 6)
+        self._lose_leader(leader, shard, rival, voter, margins, does_restart=does_restart)
+        return "equal_rival"
 
     def _lose_leader(
         self,
@@ -354,6 +355,6 @@ STAGED = {
     "txn_and_ambush": 2.2,
 }
 """How many seconds each has the stage for itself."""
-STAGED_LATER = {"unheard_coordinator": 4.5, "restarted_voter": 3.2}
+STAGED_LATER = {"unheard_coordinator": 4.5, "equal_rival": 3.2}
 """Those that came later have dice of their own: seeds without them stay what they were."""
 STAGED_MEMBERS = {"members_and_ambush": 2.5, "members_and_cut": 3.5}
