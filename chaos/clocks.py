@@ -29,6 +29,8 @@ class FakedClocks:
                 "FAKETIME_TIMESTAMP_FILE": str(file),
                 "FAKETIME_CACHE_DURATION": str(CACHE_S),
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+                # With it every timed wait of a thread returns at once, and a node does nothing but wait.
+                "FAKETIME_FORCE_MONOTONIC_FIX": "0",
             }
 
     def move(self, name: str, seconds: int) -> None:
