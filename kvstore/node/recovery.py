@@ -6,10 +6,10 @@ asked for their votes, and when all are in, everybody knows the decision and thi
 transaction wait for it and never kill it (pitfall 45), and a dead one holds its keys a little above two
 seconds. A participant without a quorum can not be asked: what it has to say is what everybody waits for.
 
-To be asked about is work too. On nodes that are too busy every transaction is slow, and if all of them were
-asked about, by all their leaders, again and again, that alone would keep them busy. So the first one's
-leader asks before the others, all of them ask less often the older a transaction is, and how early follows
-from how long it takes to ask.
+To be asked about is work too: an entry for each participant. On nodes that are too busy every transaction is
+slow, and if all of them were asked about, by all their leaders, again and again, that alone would keep them
+busy for ever. So the leaders of the first participants ask before the others, all of them ask less often the
+older a transaction is, and how early follows from how long it takes to ask, also in vain.
 
 A committed record is kept until every participant has carried out the decision; after `REMIND_S` this tells
 those that may have missed it. They hold keys, and so have asked long before.
@@ -37,7 +37,9 @@ ROUNDS: Final = 6
 """So many times what asking takes at present, a living coordinator is surely given."""
 ROUND_DECAY: Final = 0.9
 """What asking took counts less with each look."""
-AGAIN_S_MAX: Final = 1.0
+AGAIN_S_MAX: Final = 3.0
+LATER: Final = 2
+"""The second participant's leader waits twice as long as the first, the others once more as long."""
 REMIND_S: Final = 3.0
 """A transaction carried out here for so long was surely meant to be finished by now: are the others done?"""
 DEADLINE_S: Final = 2.0
@@ -87,8 +89,8 @@ class Recovery:
         """The age from which on a transaction is looked after here."""
         if pending.is_committed:
             return REMIND_S
-        is_first = pending.participants[0][0] == shard
-        return min(FORCE_S, max(ASK_S, ROUNDS * self._round_s) * (1 if is_first else 2))
+        rank = next(number for number, each in enumerate(pending.participants) if each[0] == shard)
+        return min(FORCE_S, max(ASK_S, ROUNDS * self._round_s)) * (1 + min(rank, LATER))
 
     async def _bring_to_end(self, shard: ShardId, txid: bytes, pending: Pending, age_s: float) -> None:
         try:
@@ -148,6 +150,5 @@ class Recovery:
                 for shard, op in ops
             ]
         )
-        if not any(vote.is_missing for vote in votes):
-            self._round_s = max(self._round_s, self._host.runtime.now() - begun)
+        self._round_s = max(self._round_s, self._host.runtime.now() - begun)
         return votes

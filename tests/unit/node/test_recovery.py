@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kvstore.node import recovery
-from kvstore.node.recovery import ASK_S, FORCE_S, REMIND_S, Recovery
+from kvstore.node.recovery import AGAIN_S_MAX, ASK_S, FORCE_S, LOOK_EVERY_S, REMIND_S, Recovery
 from kvstore.store.intents import Pending
 from kvstore.store.results import NOT_A_NUMBER, OK
 from kvstore.store.transactions import COMMITTED, NO, UNKNOWN, YES
@@ -176,13 +177,12 @@ def asked_at(post: Post) -> list[float]:
     return sorted({round(time - post.begun, 2) for _, op, time in post.shards.asked if op[0] == ASK})
 
 
-def test_leader_of_the_first_participant_asks_first() -> None:
-    first, other = Post(PREPARED), Post(PREPARED, Y)
-    for post in (first, other):
-        post.shards.says = says(s0=[OK, UNKNOWN], s3=[OK, UNKNOWN], s7=VOTE)
+def test_leaders_of_the_first_participants_ask_first() -> None:
+    first, second, third = Post(PREPARED), Post(PREPARED, Y), Post(PREPARED, Z)
+    for post in (first, second, third):
+        post.shards.says = says(s0=[OK, UNKNOWN], s3=[OK, UNKNOWN], s7=[OK, UNKNOWN])
         post.run(1.9)
-    assert asked_at(first)[0] == ASK_S
-    assert asked_at(other)[0] == 2 * ASK_S
+    assert [asked_at(post)[0] for post in (first, second, third)] == [ASK_S, 2 * ASK_S, 3 * ASK_S]
 
 
 def test_those_that_were_asked_about_in_vain_are_asked_about_less_and_less() -> None:
@@ -190,6 +190,10 @@ def test_those_that_were_asked_about_in_vain_are_asked_about_less_and_less() -> 
     post.shards.says = says(s3=[OK, UNKNOWN], s7=VOTE)
     post.run(FORCE_S - 0.05)
     assert asked_at(post) == [0.25, 0.5, 1.0]
+    post.run(10.0)
+    pauses = [late - early for early, late in itertools.pairwise(asked_at(post))]
+    assert max(pauses) <= AGAIN_S_MAX + LOOK_EVERY_S
+    assert min(pauses[3:]) >= FORCE_S
 
 
 def test_asking_that_takes_long_is_not_begun_so_early() -> None:
@@ -206,6 +210,16 @@ def test_asking_that_takes_long_is_not_begun_so_early() -> None:
     post.begin(b"later")
     post.run(0.55)
     assert any(op[1] == b"later" for _, op, _ in post.shards.asked), "that was long ago"
+
+
+def test_asking_in_vain_counts_as_asking_that_takes_long() -> None:
+    """Or nodes that are too busy to answer are asked more the busier they are."""
+    post = Post(PREPARED)
+    post.shards.is_silent = lambda shard, op: shard == Y
+    post.run(3.0)
+    begun = post.begin(b"young")
+    post.run(FORCE_S + 0.5)
+    assert min(time for _, op, time in post.shards.asked if op[1] == b"young") - begun >= FORCE_S
 
 
 def test_node_that_stops_looks_no_more() -> None:
