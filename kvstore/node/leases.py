@@ -12,6 +12,7 @@ those that would move the deadline by little are answered with what is logged.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -87,7 +88,7 @@ class Leases:
     def __init__(self, router: LeaseRouter, runtime: Runtime) -> None:
         self._router = router
         self._runtime = runtime
-        self._ties: dict[tuple[bytes, ShardId], _Tie] = {}
+        self._ties: OrderedDict[tuple[bytes, ShardId], _Tie] = OrderedDict()
         self._renewals: dict[ShardId, list[_Part]] = {}
 
     def home_of(self, lease_id: bytes) -> ShardId:
@@ -119,7 +120,7 @@ class Leases:
             # Or somebody could be told that it has ended, and then be let tie a key to it.
             self._ties[lease_id, shard] = _Tie(options, now + min(KNOWN_S, left_s * PACE))
             if len(self._ties) > KNOWN_MAX:
-                del self._ties[next(iter(self._ties))]
+                self._ties.popitem(last=False)
         return options
 
     async def _ask_home(

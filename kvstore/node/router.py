@@ -8,6 +8,7 @@ its deadline passes. Only what surely was not proposed, or carries an identity, 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -77,7 +78,8 @@ class Router:
         self._parked: dict[ShardId, list[Call]] = {}
         self._forwards: dict[int, Forward] = {}
         self._index_asks: dict[int, IndexAsk] = {}
-        self._seen: dict[tuple[NodeId, int], None] = {}
+        self._seen: OrderedDict[tuple[NodeId, int], None] = OrderedDict()
+        """In the order of arrival. The first key of a plain dict is slow to find where many were deleted."""
         self._waits: dict[Call, None] = {}
         """Waiting reads that came in here, from callers and other nodes."""
         self.waits_max = waits_max
@@ -385,7 +387,7 @@ class Router:
             return False
         self._seen[node, number] = None
         if len(self._seen) > REMEMBERED_FORWARDS:
-            del self._seen[next(iter(self._seen))]
+            self._seen.popitem(last=False)
         return True
 
     def _on_forward_read(self, node: NodeId, message: peer.ForwardRead) -> None:
