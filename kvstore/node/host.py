@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 NOTICE_S = 0.005
 """How long a follower may wait to be told a commit, if nothing else is sent to it meanwhile."""
 
-BURST_S = 0.0001
+BURST_S = 0.0003
 """A frame that comes so soon after a pass has most likely waited for its end, and others with it: they share
 the next one."""
 
