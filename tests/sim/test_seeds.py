@@ -24,12 +24,15 @@ SEEDS = range(1, 51)
 CORPUS = {
     2: "a repeated frame of a forwarded write without identity was a second write",
     7: "a write queued during a hand-over was sent back into the same queue for ever",
-    8: "the same, at a shard whose new leader was cut off",
-    11: "the same, until the hand-over was given up",
+    43: "a key was tied to a lease of which somebody had been told that it had ended",
     67: "a lease read showed less than a follower had shown, for the leader's disk was slow",
     273: "a leader that woke from a pause dated an old round anew and read under a lease of its own making",
+    163: "a lock just granted was withdrawn by an attempt that had come before",
+    219: "a follower long cut off had a clock ahead of its leader's, and led: a lock ended early",
 }
 """Seeds that failed once."""
+RARE = (21,)
+"""What the short seeds do not come to."""
 
 LONG_SEEDS, SEEDS_PER_TEST = 2000, 50
 
@@ -48,6 +51,11 @@ def coverage() -> Coverage:
 
 @pytest.mark.parametrize("seed", CORPUS)
 def test_seed_that_failed_once_holds(seed: int, coverage: Coverage) -> None:
+    _assert_holds(seed, FAULT_PHASE_S, coverage)
+
+
+@pytest.mark.parametrize("seed", RARE)
+def test_seed_that_comes_to_rare_states_holds(seed: int, coverage: Coverage) -> None:
     _assert_holds(seed, FAULT_PHASE_S, coverage)
 
 
