@@ -70,13 +70,11 @@ class Entry(msgspec.Struct, array_like=True):
     """Its caller's node has seen the grant."""
     value: bytes
 
-    def join(self, attempt: int, not_after_ms: int) -> None:
-        self.not_after_ms = max(self.not_after_ms, not_after_ms)
+    def join(self, attempt: int) -> None:
         if attempt not in self.attempts:
             self.attempts = [*self.attempts[1 - ATTEMPTS_MAX :], attempt]
 
-    def part(self, attempt: int, not_after_ms: int) -> None:
-        self.not_after_ms = max(self.not_after_ms, not_after_ms)
+    def part(self, attempt: int) -> None:
         self.attempts = [each for each in self.attempts if each != attempt]
 
 
@@ -118,11 +116,16 @@ class Queue:
         record = self.draft.get(keys.claim_mark(self.name, claim))
         return None if record is None else _decode_mark(record)
 
+    def claimed(self, claim: bytes) -> tuple[Mark | None, Entry | None]:
+        """A claim's mark, and the entry that it leads to."""
+        mark = self.mark(claim)
+        return mark, self.entry(mark.order) if mark is not None and mark.order else None
+
     def _write_head(self) -> None:
         head = (self.holder, self._last, self.count)
         self.draft.writes[self._prefix] = _encode(head) if self.count else None
 
-    def _write(self, order: int, entry: Entry) -> None:
+    def write(self, order: int, entry: Entry) -> None:
         self.draft.writes[self._prefix + keys.number(order)] = _encode(entry)
 
     def set_due(self, order: int, entry: Entry, due_ms: int) -> None:
@@ -131,7 +134,7 @@ class Queue:
             deadlines.remove_deadline(self.draft, entry.due_ms, deadlines.LOCK_ENTRY, subject)
         entry.due_ms = due_ms
         deadlines.set_deadline(self.draft, due_ms, deadlines.LOCK_ENTRY, subject)
-        self._write(order, entry)
+        self.write(order, entry)
 
     def write_mark(self, claim: bytes, old: Mark | None, new: Mark | None) -> None:
         """Replace a claim's mark; one without an entry goes when it is due."""
@@ -226,8 +229,7 @@ def _enter(draft: Draft, op: list[Any]) -> Result:
     """-> `[OK, holds, fence of the holder, ms left of this entry]`; see `results` for refusals."""
     _, name, claim, attempt, ttl_ms, wait_ms, not_after_ms, value = op
     queue = Queue(draft, name)
-    mark = queue.mark(claim)
-    entry = queue.entry(mark.order) if mark is not None and mark.order else None
+    mark, entry = queue.claimed(claim)
     is_in_time = draft.clock_ms <= not_after_ms <= draft.clock_ms + wait_ms + AHEAD_MS_MAX
     if mark is not None and entry is not None:
         if (ttl_ms, value) != (entry.ttl_ms, entry.value):
@@ -235,8 +237,8 @@ def _enter(draft: Draft, op: list[Any]) -> Result:
         if attempt not in entry.attempts:
             if not is_in_time or not_after_ms <= entry.not_after_ms:
                 return [REFUSED, entry.not_after_ms]
-            entry.join(attempt, not_after_ms)
-            entry.is_taken = False
+            entry.join(attempt)
+            entry.not_after_ms, entry.is_taken = not_after_ms, False
             due_ms = entry.due_ms if entry.fence else draft.clock_ms + wait_ms + LATE_MS
             queue.set_due(mark.order, entry, due_ms)
         return queue.stand(mark.order, entry)
@@ -261,16 +263,18 @@ def _leave(draft: Draft, op: list[Any]) -> Result:
     was taken out by this, or by an earlier release."""
     _, name, claim, attempt, not_after_ms, keeps_grant = op
     queue = Queue(draft, name)
-    mark = queue.mark(claim)
-    entry = queue.entry(mark.order) if mark is not None and mark.order else None
+    mark, entry = queue.claimed(claim)
     if mark is not None and entry is not None:
         if not_after_ms is not None:
-            keeps_grant = keeps_grant and mark.order == queue.holder
-            (entry.join if keeps_grant else entry.part)(attempt, not_after_ms)
+            entry.not_after_ms = max(entry.not_after_ms, not_after_ms)
+            if keeps_grant and mark.order == queue.holder:
+                entry.join(attempt)
+                queue.write(mark.order, entry)
+                return [*queue.stand(mark.order, entry), False]
+            entry.part(attempt)
             if entry.attempts:
-                queue.set_due(mark.order, entry, entry.due_ms)
-                stand = queue.stand(mark.order, entry) if keeps_grant else [OK, False, queue.fence(), 0]
-                return [*stand, False]
+                queue.write(mark.order, entry)
+                return [OK, False, queue.fence(), 0, False]
         queue.end(mark.order, entry, CHANGE_DELETE)
         return [OK, False, queue.fence(), 0, True]
     known_void_ms = 0 if mark is None else mark.void_ms
@@ -285,9 +289,8 @@ def _leave(draft: Draft, op: list[Any]) -> Result:
 def _renew(draft: Draft, op: list[Any]) -> Result:
     """-> `[OK, True, fence, ms left]` or `[LOCK_LOST]`."""
     queue = Queue(draft, op[1])
-    mark = queue.mark(op[2])
-    entry = queue.entry(mark.order) if mark is not None and mark.order == queue.holder else None
-    if mark is None or entry is None:
+    mark, entry = queue.claimed(op[2])
+    if mark is None or entry is None or mark.order != queue.holder:
         return [LOCK_LOST]
     entry.is_taken = True
     queue.set_due(mark.order, entry, draft.clock_ms + entry.ttl_ms)

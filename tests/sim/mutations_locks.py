@@ -42,9 +42,7 @@ def low_attempt_loses_its_claim() -> Iterator[None]:
 
     def withdraw(draft: Any, op: commands.Op) -> Result:
         _, name, claim, _attempt, not_after_ms, keeps_grant = op
-        queue = Queue(draft, name)
-        mark = queue.mark(claim)
-        entry = queue.entry(mark.order) if mark is not None and mark.order else None
+        _mark, entry = Queue(draft, name).claimed(claim)
         is_later = entry is not None and not_after_ms is not None and not_after_ms > entry.not_after_ms
         if is_later and not keeps_grant:
             op = lock_commands.release(name, claim)
