@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from kvstore.errors import InvalidArgument
 from kvstore.node.runtime import Lane
@@ -141,9 +142,7 @@ class Faults:
 
     def _calm(self) -> None:
         """End what is wrong: what comes now shows nothing if others are in its way."""
-        self.cluster.network.cut.clear()
-        self.cluster.network.stuck.clear()
-        self.cluster.network.delays.clear()
+        self.cluster.network.reconnect()
         self._good_network()
         for name, machine in self.cluster.machines.items():
             machine.disk.high = 0.002
@@ -304,23 +303,19 @@ class Faults:
         self.cut(links | {(b, a) for a, b in links}, seconds)
 
     def cut(self, links: set[Link], seconds: float | None = None) -> None:
-        network = self.cluster.network
-        network.cut |= links
-
-        def mend() -> None:
-            network.cut -= links
-
-        self.world.after(self.dice.choice((0.5, 2.0, 2.0, 6.0)) if seconds is None else seconds, mend)
+        self._lose(
+            self.cluster.network.cut,
+            links,
+            self.dice.choice((0.5, 2.0, 2.0, 6.0)) if seconds is None else seconds,
+        )
 
     def stick(self, connections: set[tuple[NodeId, NodeId, Lane]], seconds: float) -> None:
         """Let connections hang, until they are given up."""
-        network = self.cluster.network
-        network.stuck |= connections
+        self._lose(self.cluster.network.stuck, connections, seconds)
 
-        def mend() -> None:
-            network.stuck -= connections
-
-        self.world.after(seconds, mend)
+    def _lose(self, lost: set[Any], more: set[Any], seconds: float) -> None:
+        lost |= more
+        self.world.after(seconds, lost.difference_update, more)
 
     def _slow_link(self) -> str:
         """What goes one way between some nodes takes long."""
@@ -479,9 +474,7 @@ class Faults:
     def heal(self) -> None:
         """End all faults, now; what needs time to mend goes on mending."""
         self.is_healing = True
-        self.cluster.network.cut.clear()
-        self.cluster.network.stuck.clear()
-        self.cluster.network.delays.clear()
+        self.cluster.network.reconnect()
         self.cluster.lull_until = self.cluster.reads_only_until = 0.0
         self._good_network()
         for name, machine in self.cluster.machines.items():

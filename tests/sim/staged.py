@@ -53,6 +53,12 @@ class Staged:
         voters = [node_of(voter) for voter in leader.node.host.replicas[shard].core.configuration.voters]
         return [name for name in voters if name != leader.name and name in self.cluster.processes]
 
+    def _led_shard(self, least: int) -> tuple[ShardId, Process, list[NodeId]] | None:
+        """Some shard, its leader, and its other living voters; None if those are fewer than `least`."""
+        shard, leader = self.faults.some_leader()
+        others = [] if leader is None else self._others(leader, shard)
+        return None if leader is None or len(others) < least else (shard, leader, others)
+
     def _highest_term(self, shard: ShardId) -> Term:
         replicas = [process.node.host.replicas.get(shard) for process in self.cluster.processes.values()]
         return max((replica.core.term for replica in replicas if replica is not None), default=Term(0))
@@ -123,10 +129,10 @@ class Staged:
 
     def transfer_and_cut(self) -> str:
         """Cut a leader off right when its heir campaigns: it does not hear of the new term."""
-        shard, leader = self.faults.some_leader()
-        heirs = [] if leader is None else self._others(leader, shard)
-        if leader is None or not heirs:
+        found = self._led_shard(1)
+        if found is None:
             return "nothing"
+        shard, leader, heirs = found
         term = leader.node.host.replicas[shard].core.term
         self._hand_over(leader, shard, self.dice.choice(heirs))
 
@@ -140,10 +146,10 @@ class Staged:
     def transfer_unheard(self) -> str:
         """After a silence in which its shard may have gone quiet, a leader hands over, and hears late what
         becomes of it."""
-        shard, leader = self.faults.some_leader()
-        heirs = [] if leader is None else self._others(leader, shard)
-        if leader is None or not heirs:
+        found = self._led_shard(1)
+        if found is None:
             return "nothing"
+        shard, leader, heirs = found
         delay_s = self.dice.choice((self.dice.uniform(0.05, 0.1), self.dice.uniform(0.05, 0.6)))
         quiet_s = self.dice.uniform(*QUIET_S)
         self.cluster.lull_until = self.world.now + quiet_s + 0.2
@@ -163,10 +169,10 @@ class Staged:
         """A follower that has lost its leader campaigns, and asks a voter that may not listen to it: the
         voter hears the leader, or did before it restarted (schedule 39). The leader does not hear of it.
         Nobody writes before that, or the rival's log would be too short to win."""
-        shard, leader = self.faults.some_leader()
-        others = [] if leader is None else self._others(leader, shard)
-        if leader is None or len(others) < 2:
+        found = self._led_shard(2)
+        if found is None:
             return "nothing"
+        shard, leader, others = found
         rival, voter = self.dice.sample(others, 2)
         does_restart = self.dice.random() < 0.5
         margins = (3, 9) if does_restart else (1, 10)
@@ -176,10 +182,10 @@ class Staged:
     def equal_rival(self) -> str:
         """The same, and the rival's log is as long as the voter's: this one hears its leader without getting
         anything new, since one of the two connections between them hangs."""
-        shard, leader = self.faults.some_leader()
-        others = [] if leader is None else self._others(leader, shard)
-        if leader is None or len(others) < 2:
+        found = self._led_shard(2)
+        if found is None:
             return "nothing"
+        shard, leader, others = found
         rival, voter = self.dice.sample(others, 2)
         self._step("stick", {(leader.name, voter, Lane.APPEND)}, RIVAL_S)
         does_restart = self.dice.random() < 0.5
@@ -283,10 +289,10 @@ class Staged:
     def late_snapshot(self) -> str:
         """A follower falls behind a log that its leader cuts. While it fetches a snapshot from there, slowly,
         another takes over, whose log is longer because its disk is slow to flush."""
-        shard, leader = self.faults.some_leader()
-        others = [] if leader is None else self._others(leader, shard)
-        if leader is None or len(others) < 2 or self.cluster.keeper is None:
+        found = self._led_shard(2)
+        if found is None or self.cluster.keeper is None:
             return "nothing"
+        shard, leader, others = found
         behind, heir = self.dice.sample(others, 2)
         behind_s = self.dice.uniform(*BEHIND_S)
         disk = self.cluster.machines[heir].disk
@@ -326,10 +332,10 @@ class Staged:
     def unheard_coordinator(self) -> str:
         """What a node asks of a leader gets lost for a while. Patient clients wait, but the leaders of other
         shards come to think that it is dead: they end its transactions, and then it is heard again."""
-        shard, leader = self.faults.some_leader()
-        others = [] if leader is None else self._others(leader, shard)
-        if leader is None or len(others) < 2 or not self.cluster.states["transaction over shards"]:
+        found = self._led_shard(2)
+        if found is None or not self.cluster.states["transaction over shards"]:
             return "nothing"
+        shard, leader, others = found
         coordinator, partner = self.dice.sample(others, 2)
         for number in range(self.cluster.config.shards):
             led = self.cluster.leader_of(ShardId(number))
