@@ -126,8 +126,7 @@ class HeldCalls:
             else:
                 writes.append(held.call)
             claims.add(held)
-        if writes:
-            self._keep_writes(kept)
+        self._keep_writes(kept)
         reads = [held.call for held in self._reads if not any(map(intents.is_prepared, held.writers))]
         if reads:
             self._reads = [held for held in self._reads if any(map(intents.is_prepared, held.writers))]

@@ -233,7 +233,7 @@ def test_pitfall_04_shows_when_the_highest_clock_counts(monkeypatch: pytest.Monk
 
 
 def a_quick_crystal_was_cut_off() -> None:
-    """Seeds 163 and 219: a follower that hears nothing for seconds measures them by its own crystal, and by
+    """Seed 219: a follower that hears nothing for seconds measures them by its own crystal, and by
     as much as that is quick its clock is ahead of the leader's. Then it leads."""
     script = Script()
     script.cluster.machines[N2].clock_rate = 1.03
