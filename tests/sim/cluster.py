@@ -195,6 +195,8 @@ class SimCluster:
         """Clients only read until then; those that can not do without writes ask for nothing."""
         self.patient_until = 0.0
         """Clients of transactions wait long for answers to what they ask until then."""
+        self.singly_until = 0.0
+        """Clients of transactions read one key at a time until then, and no snapshots."""
         self.hurry_until = 0.0
         """Something has just gone wrong: clients ask at a quick pace until then."""
         self.probed = Probed()

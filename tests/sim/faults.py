@@ -24,7 +24,11 @@ from tests.sim.rot import WAL, rot_place
 from tests.sim.staged import STAGED, STAGED_LATER, STAGED_MEMBERS, Staged
 from tests.support.sim_files import Crashed
 
-ALL_STAGED = STAGED | STAGED_LATER | STAGED_MEMBERS
+ALL_STAGED = {
+    kind: alone_s
+    for kinds in (STAGED, *STAGED_LATER.values(), STAGED_MEMBERS)
+    for kind, alone_s in kinds.items()
+}
 Link = tuple[NodeId, NodeId]
 MEND_S = 1.0
 HURRY_S = 0.8
@@ -164,9 +168,11 @@ class Faults:
             kinds.append(dice.choice(EVERYWHERE))
         kinds += PROFILES[self.profile]
         weights = {kind: dice.choice((3, 6) if kind in ALL_STAGED else (1, 2, 2, 4)) for kind in kinds}
-        later = Random(f"{self.world.seed}/late")
-        more = [kind for kind in STAGED_LATER if later.random() < STAGED_LATER_SHARE]
-        return weights | {kind: later.choice((3, 6)) for kind in more}
+        for name, later_kinds in STAGED_LATER.items():
+            later = Random(f"{self.world.seed}/{name}")
+            more = [kind for kind in later_kinds if later.random() < STAGED_LATER_SHARE]
+            weights |= {kind: later.choice((3, 6)) for kind in more}
+        return weights
 
     def count(self, fired: str) -> None:
         self.fired[fired] = self.fired.get(fired, 0) + 1

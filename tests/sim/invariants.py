@@ -10,6 +10,7 @@ from kvstore.raft import Core
 from kvstore.raft.invariants import ClusterHistory, InvariantViolated, View, check, check_cluster
 from kvstore.raft.messages import Configuration
 from kvstore.types import ReplicaId, ShardId
+from tests.sim.pace import Pace
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Process, SimCluster
@@ -48,6 +49,7 @@ class ClusterInvariants:
         self._hashes: dict[tuple[ShardId, int], int] = {}
         self._members: dict[tuple[ShardId, int], Configuration] = {}
         self._marks: dict[tuple[int, ShardId, ReplicaId], tuple[object, ...]] = {}
+        self.pace = Pace(cluster)
         self.checks = 0
         self.on_change: Callable[[Process, Replica], None] = lambda process, replica: None
 
@@ -80,6 +82,7 @@ class ClusterInvariants:
             self._histories[replica.shard] = check_cluster([core], self._histories.get(replica.shard))
             self._check_hash(replica.shard, replica.machine.applied, replica.machine.state_hash)
             self._check_members(replica)
+            self.pace.look(replica)
 
     def _check_hash(self, shard: ShardId, applied: int, state_hash: int) -> None:
         known = self._hashes.setdefault((shard, applied), state_hash)

@@ -27,6 +27,7 @@ from tests.sim.faults import Faults
 from tests.sim.idle import Idle
 from tests.sim.invariants import ClusterInvariants
 from tests.sim.limp import LIMP_S, SETTLE_S, Limp
+from tests.sim.pace import CRYSTAL
 from tests.sim.promises import watch_promises
 from tests.sim.real_tablets import put_on_rocksdb
 from tests.sim.world import World
@@ -118,6 +119,8 @@ class Scenario:
         self._send_in_pieces(process)
         self.faults.ambush.watch(process)
         self.states.watch_process(process)
+        if self.invariants is not None:
+            self.invariants.pace.watch(process)
         if self.durability is not None:
             watch_promises(process, self.failures)
             self.durability.watch(process)
@@ -138,7 +141,7 @@ class Scenario:
         """CLOCK_BOOTTIME starts anywhere, and no two crystals are equal (bounded, as lease reads assume)."""
         for machine in self.cluster.machines.values():
             machine.clock_offset = dice.choice((0.0, dice.uniform(0, 1e7)))
-            machine.clock_rate = 1.0 + dice.uniform(-0.03, 0.03)
+            machine.clock_rate = 1.0 + dice.uniform(-CRYSTAL, CRYSTAL)
 
     # ---- the run ---------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ QUIET_S = (0.5, 0.8)
 HAND_OVER_S = 0.2
 UNHEARD_S = (1.5, 3.0)
 """Long enough that others end what a coordinator began, short enough that it is still there."""
+DECIDED_S = 3.0
 BEHIND_S = (1.2, 2.5)
 """How long a follower is cut off that should need a snapshot then."""
 
@@ -350,6 +351,19 @@ class Staged:
         self._later(HAND_OVER_S, lose)
         return "unheard_coordinator"
 
+    def late_decision(self) -> str:
+        """A leader hears later than others what a coordinator says: what a transaction did shows in one
+        shard when it does not yet in another."""
+        found = self._led_shard(1)
+        if found is None or not self.cluster.states["transaction over shards"]:
+            return "nothing"
+        shard, leader, others = found
+        link = (self.dice.choice(others), leader.name)
+        self._step("slow", {link}, self.dice.uniform(0.1, 0.5), DECIDED_S)
+        self.cluster.singly_until = self.world.now + DECIDED_S
+        self.faults.hurry(shard, DECIDED_S)
+        return "late_decision"
+
 
 STAGED = {
     "isolate_leader": 2.5,
@@ -361,6 +375,9 @@ STAGED = {
     "txn_and_ambush": 2.2,
 }
 """How many seconds each has the stage for itself."""
-STAGED_LATER = {"unheard_coordinator": 4.5, "equal_rival": 3.2}
-"""Those that came later have dice of their own: seeds without them stay what they were."""
+STAGED_LATER = {
+    "late": {"unheard_coordinator": 4.5, "equal_rival": 3.2},
+    "later": {"late_decision": 2.5},
+}
+"""Those that came later have dice of their own, of this name: seeds without them stay what they were."""
 STAGED_MEMBERS = {"members_and_ambush": 2.5, "members_and_cut": 3.5}

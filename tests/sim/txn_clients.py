@@ -77,6 +77,8 @@ class TxnClient(Caller):
         draw = self.dice.random()
         if draw < (PATIENT_TRANSFERS if self._is_patient() else 0.4):
             self._transfer()
+        elif self.world.now < self.cluster.singly_until:
+            self._single("get", self.dice.choice(self.accounts.names), None)
         elif draw < 0.55:
             self._txn([], [_step("get", account) for account in self.accounts.names], self._check_sum)
         elif draw < 0.65:
