@@ -96,6 +96,10 @@ class Fetch:
     def on_the_way(self) -> int:
         return len(self.asked) + len(self.writing)
 
+    @property
+    def waits_for_pace(self) -> bool:
+        return self.is_prepared and not self.is_gone and bool(self.missing) and not self.on_the_way
+
     def on_disk(self) -> tuple[SnapshotManifest, set[Place]] | None:
         """The chunks that the directory holds, as places in the manifest they came by."""
         return (self.manifest, self.written) if self.manifest is not None else self.leftovers
@@ -393,6 +397,12 @@ class SnapshotReceiver:
         if fetch.manifest is None:
             if now - fetch.manifest_asked_at >= patience_s:
                 fetch.timeouts += 1
+                self._ask_manifest(fetch)
+            return
+        if fetch.waits_for_pace:
+            # Nobody is late, and the sender must not think that nobody wants the snapshot.
+            fetch.progress_at = now
+            if now - fetch.manifest_asked_at >= self._settings.keep_s / 4:
                 self._ask_manifest(fetch)
             return
         late = [place for place, asked_at in fetch.asked.items() if now - asked_at >= patience_s]

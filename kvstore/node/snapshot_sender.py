@@ -283,8 +283,9 @@ class SnapshotSender:
     def _sweep(self) -> None:
         self._is_sweeping = False
         unused_since = self._runtime.now() - self._settings.keep_s
+        wanted = {request.shard for _node, request in self._waiting}
         for kept in list(self._kept.values()):
-            if kept.used_at <= unused_since:
+            if kept.used_at <= unused_since and kept.shard not in wanted:
                 log.info("shard=%d snapshot index=%d dropped: unused", kept.shard, kept.meta.index)
                 self.drop(kept.shard)
         if self._kept:

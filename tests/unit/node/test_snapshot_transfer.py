@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 
 from kvstore.files import OsFiles
@@ -491,6 +492,38 @@ def test_two_fetches_share_the_pace_and_both_arrive(tmp_path: Path) -> None:
     assert not transfer.completed
     transfer.runtime.run(3)
     assert {shard for shard, _, _ in transfer.completed} == {1, 2}
+
+
+SLOW = SnapshotSettings(chunk_bytes=1000, window_chunks=4, bytes_per_s=100, keep_s=4.0)
+"""A chunk takes longer than an unused snapshot is kept."""
+
+
+def test_a_receiver_that_waits_for_its_pace_still_wants_the_snapshot(tmp_path: Path) -> None:
+    """Seed 1489: a follower whose rate allowed a chunk every 2.6 s never got a snapshot that was kept for
+    2 s, and when another node failed its shard stood still."""
+    transfer = Transfer(tmp_path, SLOW)
+    transfer.offer(40, contents_of(1, 3_500))
+    transfer.fetch(40)
+    transfer.runtime.run(45)
+    assert transfer.completed
+
+
+def test_waiting_for_the_pace_is_no_stall(tmp_path: Path) -> None:
+    transfer = Transfer(tmp_path, msgspec.structs.replace(SLOW, bytes_per_s=25))
+    transfer.offer(40, contents_of(1, 2_500))
+    transfer.fetch(40)
+    transfer.runtime.run(130)
+    assert transfer.completed
+    assert not transfer.failed
+
+
+def test_a_sender_that_waits_for_its_pace_keeps_what_was_asked_for(tmp_path: Path) -> None:
+    transfer = Transfer(tmp_path, msgspec.structs.replace(SLOW, bytes_per_s=1 << 30))
+    transfer.sender = transfer.senders[LEADER] = transfer._sender(LEADER, SLOW)
+    transfer.offer(40, contents_of(1, 3_500))
+    transfer.fetch(40)
+    transfer.runtime.run(45)
+    assert transfer.completed
 
 
 def test_unused_checkpoints_are_dropped_and_pin_the_log_no_longer(transfer: Transfer) -> None:
