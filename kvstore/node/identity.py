@@ -137,6 +137,8 @@ class DataDirectory:
             identity = Identity(VERSION, cluster, node, files.entropy(16))
             files.write_atomic(file, encode_identity(identity))
             return identity
+        # A process that was killed right behind the rename has left it to the page cache.
+        files.sync_dir(path)
         identity = decode_identity(files.read(file), file)
         if identity.cluster != cluster:
             raise DirectoryRefused(

@@ -97,6 +97,8 @@ def load(files: Files, directory: str) -> dict[bytes, bytes]:
     path = join(directory, FILE)
     if not files.exists(path):
         return {}
+    # Who was killed right behind the rename has left it to the page cache; the log is cut by what is read.
+    files.sync_dir(directory)
     content = files.read(path)
     head = len(MAGIC) + 4
     body = content[head:]

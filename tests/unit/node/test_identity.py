@@ -1,6 +1,7 @@
 """What a data directory is, and every way in which it is refused."""
 
 from pathlib import Path
+from random import Random
 
 import google_crc32c
 import pytest
@@ -20,6 +21,7 @@ from kvstore.node.identity import (
 from kvstore.types import NodeId, ReplicaId, ShardId
 from kvstore.wire.boot_messages import EMPTY, MEMBER, REMOVED, Ballot, Directory, Proposal, ShardPlan
 from kvstore.wire.peer import NodeAddress
+from tests.support.sim_files import SimFiles
 
 N1, N2 = NodeId("n1"), NodeId("n2")
 PROPOSAL = Proposal(
@@ -101,6 +103,21 @@ def test_a_first_write_that_was_torn_leaves_an_empty_directory(tmp_path: Path) -
     (tmp_path / (FILE + ".tmp")).write_bytes(b"KVI")
     (tmp_path / "lost+found").mkdir()
     assert opened(tmp_path).identity.stage == EMPTY
+
+
+def test_what_a_killed_process_wrote_outlives_a_power_cut_of_the_next_one() -> None:
+    """Seed 1737: killed before its first sync of the directory, started again, made its log, lost power.
+    The directory held a log and no identity, and no start took it again."""
+    files = SimFiles()
+    files.fail("sync_dir", path_part="/data")
+    with pytest.raises(OSError, match="/data"):
+        DataDirectory.open(files, "/data", "demo", N1)
+    files.kill()
+    made = DataDirectory.open(files, "/data", "demo", N1).identity
+    for seed in range(20):
+        twin = files.copy()
+        twin.crash(Random(seed))
+        assert DataDirectory.open(twin, "/data", "demo", N1).identity == made
 
 
 def test_a_removed_node_stays_removed_and_is_told_how_to_come_back(tmp_path: Path) -> None:
