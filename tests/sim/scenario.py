@@ -42,10 +42,12 @@ LOOK_S = 0.02
 """How often the end of a phase is looked for."""
 SEARCH_MAX = 400_000
 """Steps of the checker per group of keys, a second or two; what needs more counts as undecided."""
-LIMP_SHARE = 0.4
-LARGE_ENTRY_BYTES = 20_000
 KEEP_S = 2.0
 """Snapshots that nobody fetches are kept for so long where the end of a run looks at the logs."""
+CUT_S = 3 * KEEP_S
+"""A snapshot that was fetched last goes within that, and the log with it."""
+LIMP_SHARE = 0.4
+LARGE_ENTRY_BYTES = 20_000
 
 
 class Outcome(msgspec.Struct):
@@ -294,17 +296,23 @@ class Scenario:
                 )
 
     def _judge_logs(self) -> None:
-        """After a while without load nobody keeps more of a log in memory than the settings say."""
+        """A while after load and snapshots nobody keeps more of a log in memory than the settings say."""
+        if self.cluster.keeper is not None and self.cluster.config.snapshot.keep_s <= KEEP_S:
+            self.world.run_while(lambda: bool(self._long_logs()), CUT_S, LOOK_S)
+            self.failures += self._long_logs()
+
+    def _long_logs(self) -> list[str]:
         settings = self.cluster.keeper
-        if settings is None or self.cluster.config.snapshot.keep_s > KEEP_S:
-            return
+        assert settings is not None
+        found = []
         for name, process in self.cluster.processes.items():
             held = settings.memory_log_bytes_max + settings.unflushed_bytes_max
             share = held // max(1, len(process.node.host.replicas)) + LARGE_ENTRY_BYTES
             for replica in process.replicas():
                 core = replica.core
                 if core.log_index_before_last_bytes(share) > core.first_index:
-                    self.failures.append(f"{name} keeps too long a log of shard {replica.shard}")
+                    found.append(f"{name} keeps too long a log of shard {replica.shard}")
+        return found
 
     def outcome(self) -> Outcome:
         operations = self.history.operations

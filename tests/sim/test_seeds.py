@@ -29,6 +29,8 @@ CORPUS = {
     273: "a leader that woke from a pause dated an old round anew and read under a lease of its own making",
     163: "a lock just granted was withdrawn by an attempt that had come before",
     219: "a follower long cut off had a clock ahead of its leader's, and led: a lock ended early",
+    1489: "a snapshot was dropped as unused while its receiver waited for its pace: a shard stood still",
+    1737: "a killed process left its identity to the page cache, and the next one's power cut took it",
 }
 """Seeds that failed once."""
 RARE = (21,)
