@@ -91,7 +91,7 @@ def test_every_module_of_a_node_runs_here_or_is_listed_as_replaced() -> None:
 
 def _trace(seed: int, hash_seed: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.sim", "--seed", str(seed), "--fault-s", "6"],
+        [sys.executable, "-m", "tests.sim", "--seed", str(seed), "--fault-s", "3"],
         cwd=ROOT,
         env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
         stdout=subprocess.PIPE,
