@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from tests.sim.coverage import Coverage
 from tests.sim.scenario import FAULT_PHASE_S, Outcome, Scenario
+from tests.sim.world import World
 
 
 def main() -> int:
@@ -37,6 +38,11 @@ def main() -> int:
         help="tablets on RocksDB in a temporary directory, see real_tablets.py",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes that run seeds (default 1)")
+    parser.add_argument(
+        "--aside",
+        action="store_true",
+        help="take only what processor others leave, as beside a chaos run",
+    )
     options = parser.parse_args()
     if options.seed is not None:
         with open(options.raft_trace or os.devnull, "wb", buffering=1 << 20) as file:
@@ -73,6 +79,7 @@ def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
         fault_s=options.fault_s,
         check_invariants=not options.no_invariants,
         on_rocksdb=options.rocksdb,
+        aside=options.aside,
     )
     seeds = _seeds(options.seeds, options.minutes)
     if options.jobs == 1:
@@ -95,11 +102,18 @@ def _without_history(run: Callable[[int], Outcome], seed: int) -> Outcome:
 
 
 def run_seed(
-    seed: int, fault_s: float = FAULT_PHASE_S, *, check_invariants: bool = True, on_rocksdb: bool = False
+    seed: int,
+    fault_s: float = FAULT_PHASE_S,
+    *,
+    check_invariants: bool = True,
+    on_rocksdb: bool = False,
+    aside: bool = False,
 ) -> Outcome:
     """One seed; an exception of the code under test is a failure like any other."""
     with TemporaryDirectory(prefix="sim-") if on_rocksdb else nullcontext() as root:
         scenario = Scenario(seed, check_invariants=check_invariants, fault_s=fault_s, tablets_root=root)
+        if aside:
+            _step_aside(scenario.world)
         gc.disable()
         try:
             return scenario.run()
@@ -109,6 +123,19 @@ def run_seed(
             del scenario
             gc.enable()
             gc.collect()
+
+
+def _step_aside(world: World) -> None:
+    """Ask after each event whether others want the processor: where the kernel does not preempt, who has
+    waited for a disk would get it only with the next tick, and every sync would take 4 ms."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    after_event = world.after_event
+
+    def stepped() -> None:
+        after_event()
+        os.sched_yield()
+
+    world.after_event = stepped
 
 
 def _replay(scenario: Scenario) -> int:
