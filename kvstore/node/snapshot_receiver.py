@@ -128,6 +128,7 @@ class SnapshotReceiver:
         self._fetches: dict[ShardId, Fetch] = {}
         self._pace = Pace(settings.bytes_per_s)
         self._turn = 0
+        self._sweep_s = settings.retry_s / 2
         self._sweep_timer: Timer | None = None
         self._pump_timer: Timer | None = None
         self.bytes_received = 0
@@ -377,7 +378,7 @@ class SnapshotReceiver:
 
     def _schedule_sweep(self) -> None:
         if self._sweep_timer is None and self._fetches:
-            self._sweep_timer = self._runtime.call_later(self._settings.retry_s / 2, self._sweep)
+            self._sweep_timer = self._runtime.call_later(self._sweep_s, self._sweep)
 
     def _sweep(self) -> None:
         self._sweep_timer = None
@@ -401,7 +402,7 @@ class SnapshotReceiver:
             return
         if fetch.waits_for_pace:
             # Nobody is late, and the sender must not think that nobody wants the snapshot.
-            fetch.progress_at = now
+            fetch.progress_at = min(now, fetch.progress_at + self._sweep_s)
             if now - fetch.manifest_asked_at >= self._settings.keep_s / 4:
                 self._ask_manifest(fetch)
             return

@@ -517,6 +517,16 @@ def test_waiting_for_the_pace_is_no_stall(tmp_path: Path) -> None:
     assert not transfer.failed
 
 
+def test_a_dead_sender_is_given_up_however_slow_the_pace(tmp_path: Path) -> None:
+    transfer = Transfer(tmp_path, SLOW)
+    transfer.offer(40, contents_of(1, 9_500))
+    transfer.fetch(40)
+    transfer.runtime.run(15)
+    del transfer.wire.nodes[LEADER]
+    transfer.runtime.run(200)
+    assert transfer.failed
+
+
 def test_a_sender_that_waits_for_its_pace_keeps_what_was_asked_for(tmp_path: Path) -> None:
     transfer = Transfer(tmp_path, msgspec.structs.replace(SLOW, bytes_per_s=1 << 30))
     transfer.sender = transfer.senders[LEADER] = transfer._sender(LEADER, SLOW)
