@@ -108,6 +108,13 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def read_atomic(files: Files, path: str) -> bytes:
+    """What `write_atomic` wrote, durable on return: who was killed right behind its rename has left that to
+    the page cache, and what is built on it now must not outlive it."""
+    files.sync_dir(parent(path))
+    return files.read(path)
+
+
 def parent(path: str) -> str:
     return os.path.dirname(path) or "."
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from kvstore.errors import Corrupt, Fatal
-from kvstore.files import Files, Lock, Locked, join
+from kvstore.files import Files, Lock, Locked, join, read_atomic
 from kvstore.types import NodeId
 from kvstore.wire.boot_messages import EMPTY, MEMBER, REMOVED, STAGE_NAMES, Ballot, Id16, Proposal
 from kvstore.wire.peer import NodeAddress
@@ -137,9 +137,7 @@ class DataDirectory:
             identity = Identity(VERSION, cluster, node, files.entropy(16))
             files.write_atomic(file, encode_identity(identity))
             return identity
-        # A process that was killed right behind the rename has left it to the page cache.
-        files.sync_dir(path)
-        identity = decode_identity(files.read(file), file)
+        identity = decode_identity(read_atomic(files, file), file)
         if identity.cluster != cluster:
             raise DirectoryRefused(
                 f"data directory {path} belongs to cluster {identity.cluster!r}, "

@@ -18,7 +18,7 @@ import msgspec
 from sortedcontainers import SortedDict
 
 from kvstore.errors import Corrupt, DiskFull, Fatal
-from kvstore.files import Files, is_full, join
+from kvstore.files import Files, is_full, join, read_atomic
 
 MAGIC = b"KVTABLE1"
 FILE = "tablet"
@@ -97,9 +97,7 @@ def load(files: Files, directory: str) -> dict[bytes, bytes]:
     path = join(directory, FILE)
     if not files.exists(path):
         return {}
-    # Who was killed right behind the rename has left it to the page cache; the log is cut by what is read.
-    files.sync_dir(directory)
-    content = files.read(path)
+    content = read_atomic(files, path)
     head = len(MAGIC) + 4
     body = content[head:]
     if content[: len(MAGIC)] != MAGIC or int.from_bytes(content[len(MAGIC) : head], "big") != (
