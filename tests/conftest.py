@@ -1,7 +1,7 @@
 """What holds for every test, and how the whole suite is shared out.
 
-`pytest` alone runs on two workers (pytest-xdist): one begins with what starts processes, and waits for them
-most of the time, the other with what computes. A test, folder or marker that somebody chose runs in the
+`pytest` alone runs on three workers (pytest-xdist): one begins with what starts processes, and waits for them
+half of the time, the others with what computes. A test, folder or marker that somebody chose runs in the
 process that was asked, where output, debugger and figures are one's own; `-n` has the last word.
 """
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # what is tested with Ctrl-C would not hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-WORKERS = 2
+WORKERS = 3
+"""For two processors."""
 PROCESSES = "tests/integration/"
 """One after another on one worker: several clusters at once would have no core each."""
 LONGEST = (PROCESSES, "tests/sim/test_seeds.py", "tests/sim/")
