@@ -45,6 +45,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.seed is not None:
+        if options.aside or options.jobs != 1 or options.minutes is not None:
+            parser.error("--seed runs one seed in this process: --aside, --jobs and --minutes are for many")
         with open(options.raft_trace or os.devnull, "wb", buffering=1 << 20) as file:
             raft_trace = file if options.raft_trace else None
             with TemporaryDirectory(prefix="sim-") if options.rocksdb else nullcontext() as root:

@@ -68,6 +68,9 @@ class Process:
         self.touched: dict[ShardId, Replica] = {}
         """Replicas that may have changed since somebody last looked and cleared this."""
         self._note_touched()
+        self.before_add: list[Callable[[Replica], None]] = []
+        """Who looks at, or prepares, each replica that comes to this node."""
+        self._tell_adds()
         cluster.on_process(self)
         self._tell_roles()
         mine = cluster.config.node(name)
@@ -95,6 +98,16 @@ class Process:
         host.mark_dirty = marked  # type: ignore[method-assign]
         host.advance = advanced  # type: ignore[method-assign]
         host._watch_role = watched  # type: ignore[method-assign]
+
+    def _tell_adds(self) -> None:
+        add = self.node.host.add
+
+        def added(replica: Replica) -> None:
+            for prepare in self.before_add:
+                prepare(replica)
+            add(replica)
+
+        self.node.host.add = added  # type: ignore[method-assign]
 
     def _tell_roles(self) -> None:
         host, world = self.node.host, self.cluster.world

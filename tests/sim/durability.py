@@ -42,7 +42,7 @@ class Durability:
 
     def watch(self, process: Process) -> None:
         host = process.node.host
-        post, add, records = host._post_raft, host.add, host._records
+        post, records = host._post_raft, host._records
 
         def posted(replica: Replica, messages: tuple[Message, ...], **more: Any) -> None:
             for message in messages:
@@ -54,13 +54,9 @@ class Durability:
                 self._shorten(replica, ready.truncate_after, is_covered=ready.installed is not None)
             return records(replica, ready)
 
-        def added(replica: Replica) -> None:
-            self._check(replica)
-            add(replica)
-
         host._post_raft = posted  # type: ignore[method-assign]
         host._records = recorded  # type: ignore[method-assign]
-        host.add = added  # type: ignore[method-assign]
+        process.before_add.append(self._check)
 
     def _note(self, replica: Replica, message: Message) -> None:
         key = (replica.shard, replica.me)

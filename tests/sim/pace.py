@@ -33,10 +33,9 @@ class Pace:
 
     def watch(self, process: Process) -> None:
         """Note when entries are proposed in this process life."""
-        host, runtime = process.node.host, process.runtime
-        add = host.add
+        runtime = process.runtime
 
-        def added(replica: Replica) -> None:
+        def observe(replica: Replica) -> None:
             propose, log = replica.propose_queue, replica.core.log
 
             def proposed(now: float) -> None:
@@ -48,9 +47,8 @@ class Pace:
                     self._proposed[replica.shard, LogIndex(index), log.last_term] = quickest_s
 
             replica.propose_queue = proposed  # type: ignore[method-assign]
-            add(replica)
 
-        host.add = added  # type: ignore[method-assign]
+        process.before_add.append(observe)
 
     def look(self, replica: Replica) -> None:
         """Judge the newest entry that took effect, if it was proposed and is not judged."""

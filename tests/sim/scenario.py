@@ -129,15 +129,12 @@ class Scenario:
 
     def _send_in_pieces(self, process: Process) -> None:
         """In some runs a leader sends few entries at a time."""
-        host = process.node.host
-        add = host.add
 
-        def added(replica: Replica) -> None:
+        def limit(replica: Replica) -> None:
             core = replica.core
             core.settings = msgspec.structs.replace(core.settings, append_bytes_max=self.append_bytes_max)
-            add(replica)
 
-        host.add = added  # type: ignore[method-assign]
+        process.before_add.append(limit)
 
     def _set_clocks(self, dice: Random) -> None:
         """CLOCK_BOOTTIME starts anywhere, and no two crystals are equal (bounded, as lease reads assume)."""
