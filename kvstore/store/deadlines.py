@@ -27,6 +27,8 @@ LOCK_ENTRY: Final = 5
 """Subject: length of the lock's name, name, order. The entry leaves its queue."""
 LOCK_MARK: Final = 6
 """Subject: length of the lock's name, name, claim. The mark is removed."""
+TXN_GROUP: Final = 7
+"""Subject: the first id of a group of transactions that are over. What is remembered of them is removed."""
 
 
 def record_key(due_ms: int, kind: int, subject: bytes) -> bytes:

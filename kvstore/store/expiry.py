@@ -73,4 +73,5 @@ _HANDLERS: Final[dict[int, Handler]] = {
     deadlines.LOCK_ENTRY: lock_queue.expire_entry,
     deadlines.LOCK_MARK: lock_queue.expire_mark,
     deadlines.TXN_MARK: transactions.expire_mark,
+    deadlines.TXN_GROUP: transactions.expire_group,
 }

@@ -3,7 +3,9 @@
 | record | content |
 |---|---|
 | `p` txid | what became of the transaction here: `Prepared`, `Committed` or `Refused` |
-| `x` key | `[is exclusive, [txid, ...]]`: who holds the key |
+| `f` txid | ids of committed transactions, the first in the key too, that all participants have carried out |
+
+The locks are those that the prepared ones name.
 
 A transaction holds the keys that it compares or reads together with others, and those that it writes alone.
 Whatever else would touch a held key applies as LOCKED, or waits: `meets` finds it out before a command
@@ -53,7 +55,6 @@ class Committed(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Shard clock of the decision."""
     participants: list[list[int]]
     result: list[Any]
-    is_finished: bool
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -69,7 +70,7 @@ KEPT_BYTES_MAX: Final = 4096
 
 decode_record = msgspec.msgpack.Decoder(Record).decode
 _encode = msgspec.msgpack.Encoder().encode
-_decode_lock = msgspec.msgpack.Decoder(tuple[bool, list[bytes]]).decode
+_decode_group = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
 class Lock(NamedTuple):
@@ -113,13 +114,15 @@ class Intents:
         self.pending: dict[bytes, Pending] = {}
         self._identities: dict[tuple[bytes, int], bytes] = {}
         """Prepared transactions by session and sequence."""
-        for key, record in self._engine.scan(keys.LOCK, keys.LOCK_END):
-            is_exclusive, holders = _decode_lock(record)
-            self._set(key[1:], Lock(is_exclusive, tuple(holders)))
         self._known: dict[bytes, Record | None] = {}
         """Every transaction that has a record; the record itself, if somebody will soon ask for it."""
         for key, packed in self._engine.scan(keys.TXN, keys.TXN_END):
-            self._mirror(key[1:], decode_record(packed), len(packed))
+            txid, record = key[1:], decode_record(packed)
+            self._mirror(txid, record, len(packed))
+            if isinstance(record, Prepared):
+                self._lock(txid, record)
+        for _, packed in self._engine.scan(keys.FINISHED, keys.FINISHED_END):
+            self._settle(_decode_group(packed))
 
     # ---- records ---------------------------------------------------------------------------------
 
@@ -147,12 +150,35 @@ class Intents:
             self.pending[txid] = Pending(record.since_ms, record.participants, record.vote, False)
             if record.whose is not None:
                 self._identities[record.whose[0], record.whose[1]] = txid
-        elif isinstance(record, Committed) and not record.is_finished:
+        elif isinstance(record, Committed):
             self.pending[txid] = Pending(record.since_ms, record.participants, None, record.result[3])
         else:
             return
         if byte_count <= KEPT_BYTES_MAX:
             self._known[txid] = record
+
+    def finish(self, draft: Draft, txids: list[bytes]) -> None:
+        """All participants have carried them out: nobody must bring them to an end any more."""
+        draft.writes[keys.FINISHED + txids[0]] = _encode(txids)
+        self._settle(txids)
+
+    def _settle(self, txids: list[bytes]) -> None:
+        for txid in txids:
+            del self.pending[txid]
+            self._known[txid] = None
+
+    def forget_group(self, draft: Draft, first: bytes) -> None:
+        """Remove what is left of a group that `finish` was told of."""
+        packed = draft.get(keys.FINISHED + first)
+        assert packed is not None, "a group of transactions has no record"
+        draft.writes[keys.FINISHED + first] = None
+        for txid in _decode_group(packed):
+            self.write(draft, txid, None)
+
+    def is_committed(self, txid: bytes) -> bool:
+        """Carried out here, and maybe not yet everywhere."""
+        pending = self.pending.get(txid)
+        return pending is not None and pending.is_committed
 
     def is_under_way(self, whose: list[Any]) -> bool:
         """Whether the same request is prepared already, under any id."""
@@ -162,26 +188,26 @@ class Intents:
 
     def hold(self, draft: Draft, txid: bytes, record: Prepared) -> None:
         """Lock a transaction's keys; nobody may stand in the way."""
+        self._lock(txid, record)
+        self.write(draft, txid, record)
+
+    def _lock(self, txid: bytes, record: Prepared) -> None:
         for key in record.shared:
             lock = self.locks.get(key)
             holders = (txid,) if lock is None else (*lock.holders, txid)
-            self._write_lock(draft, key, Lock(False, holders))
+            self._set(key, Lock(False, holders))
         for key in record.exclusive:
-            self._write_lock(draft, key, Lock(True, (txid,)))
-        self.write(draft, txid, record)
+            self._set(key, Lock(True, (txid,)))
 
-    def let_go(self, draft: Draft, txid: bytes, record: Prepared) -> None:
+    def let_go(self, txid: bytes, record: Prepared) -> None:
+        """Unlock its keys. The caller writes what becomes of it."""
         for key in (*record.shared, *record.exclusive):
             lock = self.locks[key]
             left = tuple(holder for holder in lock.holders if holder != txid)
-            self._write_lock(draft, key, Lock(lock.is_exclusive, left))
+            self._set(key, Lock(lock.is_exclusive, left))
         if record.whose is not None:
             self._identities.pop((record.whose[0], record.whose[1]), None)
         self.releases += 1
-
-    def _write_lock(self, draft: Draft, key: bytes, lock: Lock) -> None:
-        draft.writes[keys.LOCK + key] = _encode(lock) if lock.holders else None
-        self._set(key, lock)
 
     def _set(self, key: bytes, lock: Lock) -> None:
         old = self.locks.pop(key, None)

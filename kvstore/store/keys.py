@@ -16,8 +16,7 @@
 | `q` length of name, name[, order] | a lock's queue, and its entries (`lock_queue`) |
 | `u` length of name, name, claim | what became of a claim on a lock (`lock_queue`) |
 | `p` txid | a transaction that was prepared, committed or refused here (`intents`) |
-| `x` key | who holds the key until their transactions are decided (`intents`) |
-
+| `f` txid | transactions whose records go together (`intents`) |
 | `l`, `k`, `n` | leases, the keys of their grants, and end marks (`leases`) |
 
 Numbers are 8 bytes big-endian, so that they sort. Marks of a key follow each other newest first. In `v`
@@ -50,8 +49,8 @@ EXPIRY_END: Final = b"f"
 
 TXN: Final = b"p"
 TXN_END: Final = b"q"
-LOCK: Final = b"x"
-LOCK_END: Final = b"y"
+FINISHED: Final = b"f"
+FINISHED_END: Final = b"g"
 LEASE: Final = b"l\x00"
 LEASE_END: Final = b"l\x01"
 LEASE_GENERATION: Final = b"l\x02"

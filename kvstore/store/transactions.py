@@ -50,6 +50,8 @@ FINISHED_KEPT_MS: Final = 10_000
 its own lifetime."""
 MARK_GRID_MS: Final = 5_000
 """Records go at multiples of this, many with one entry."""
+GROUP_MAX: Final = 100
+"""Records that go with one deadline."""
 PREPARED_MAX: Final = 4096
 """Prepared transactions of one shard; more vote no."""
 
@@ -223,7 +225,7 @@ def _apply_decide(draft: Draft, op: commands.Op) -> Result:
     if commits and record.vote[1 if branch else 2] is not None:
         # No votes amount to this decision.
         return _state(record)
-    draft.intents.let_go(draft, txid, record)
+    draft.intents.let_go(txid, record)
     _let_leases_go(draft, record)
     if not commits:
         _refuse(draft, txid, record.not_after_ms)
@@ -231,9 +233,7 @@ def _apply_decide(draft: Draft, op: commands.Op) -> Result:
     result = _carry_out(draft, record.then if branch else record.otherwise, branch)
     if record.whose is not None:
         draft.sessions.keep_decided(draft, record.whose, result)
-    kept = Committed(
-        record.not_after_ms, draft.clock_ms, record.participants, _bounded(result), is_finished=False
-    )
+    kept = Committed(record.not_after_ms, draft.clock_ms, record.participants, _bounded(result))
     draft.intents.write(draft, txid, kept)
     return [OK, COMMITTED, result]
 
@@ -256,22 +256,34 @@ def _apply_ask(draft: Draft, op: commands.Op) -> Result:
 
 
 def _apply_finish(draft: Draft, op: commands.Op) -> Result:
-    for txid in op[1]:
-        record = draft.intents.record(draft, txid)
-        if isinstance(record, Committed) and not record.is_finished:
-            until_ms = _on_grid(max(record.not_after_ms + 1, draft.clock_ms + FINISHED_KEPT_MS))
-            kept = Committed(until_ms, record.since_ms, record.participants, record.result, is_finished=True)
-            draft.intents.write(draft, txid, kept)
-            deadlines.set_deadline(draft, until_ms, deadlines.TXN_MARK, txid)
+    over = [txid for txid in dict.fromkeys(op[1]) if draft.intents.is_committed(txid)]
+    for first in range(0, len(over), GROUP_MAX):
+        _finish(draft, over[first : first + GROUP_MAX])
     return [OK, draft.revision]
 
 
+def _finish(draft: Draft, txids: list[bytes]) -> None:
+    until_ms = draft.clock_ms + FINISHED_KEPT_MS
+    for txid in txids:
+        record = draft.intents.record(draft, txid)
+        assert isinstance(record, Committed), "a committed transaction has no such record"
+        until_ms = max(until_ms, record.not_after_ms + 1)
+    draft.intents.finish(draft, txids)
+    deadlines.set_deadline(draft, _on_grid(until_ms), deadlines.TXN_GROUP, txids[0])
+
+
 def expire_mark(draft: Draft, due_ms: int, txid: bytes) -> bool:
-    """A no past its not-after, or what every participant knows: nobody asks for it any more."""
+    """A no past its not-after: nobody asks for it any more."""
     deadlines.remove_deadline(draft, due_ms, deadlines.TXN_MARK, txid)
-    record = draft.intents.record(draft, txid)
-    if isinstance(record, Refused) or (isinstance(record, Committed) and record.is_finished):
+    if isinstance(draft.intents.record(draft, txid), Refused):
         draft.intents.write(draft, txid, None)
+    return True
+
+
+def expire_group(draft: Draft, due_ms: int, first: bytes) -> bool:
+    """What every participant knows, past all not-afters: nobody asks for it any more."""
+    deadlines.remove_deadline(draft, due_ms, deadlines.TXN_GROUP, first)
+    draft.intents.forget_group(draft, first)
     return True
 
 

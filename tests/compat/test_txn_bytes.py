@@ -45,7 +45,7 @@ def sample() -> Tablet:
 
 def current() -> dict[str, str]:
     lines = {f"op:{name}": commands.encode(None, [op]).hex() for name, op in OPS.items()}
-    kept = [pair for pair in sample().pairs() if pair[0][:1] in (b"p", b"x", b"d")]
+    kept = [pair for pair in sample().pairs() if pair[0][:1] in (b"p", b"f", b"d")]
     return lines | {f"record:{key.hex()}": value.hex() or "-" for key, value in kept}
 
 

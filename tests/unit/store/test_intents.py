@@ -82,6 +82,15 @@ class TestLocks:
         decide(tablet, b"t")
         assert tablet.value(b"a") == b"new"
 
+    def test_readers_that_share_a_key_hold_it_over_a_restart(self, tablet: Tablet) -> None:
+        for txid in (b"r1", b"r2"):
+            prepare(tablet, txid, ([], [[txn_commands.GET, b"shared"]], []))
+        tablet.reopen()
+        decide(tablet, b"r1")
+        assert tablet.run(commands.put(b"shared", b"x")) == [[LOCKED]]
+        decide(tablet, b"r2")
+        assert tablet.put(b"shared", b"x")[0] == OK
+
     def test_many_keys_are_held_and_let_go(self, tablet: Tablet) -> None:
         parts = ([], [commands.put(b"%04d" % number, b"") for number in range(500)], [])
         assert prepare(tablet, b"m", parts)[1] == YES

@@ -21,6 +21,7 @@ from kvstore.store.results import (
 from kvstore.store.transactions import (
     COMMITTED,
     EARLIER,
+    GROUP_MAX,
     NO,
     PREPARED_MAX,
     UNDER_WAY,
@@ -352,13 +353,38 @@ class TestEndOfRecords:
         assert decide(tablet, b"t") == result
         tablet.clock_ms = 55_000
         expire(tablet)
-        assert not [key for key, _ in tablet.pairs() if key.startswith((b"p", b"d"))]
+        assert not [key for key, _ in tablet.pairs() if key.startswith((b"p", b"d", b"f"))]
+
+    def test_what_is_finished_together_goes_together(self, tablet: Tablet) -> None:
+        txids = [b"%03d" % number for number in range(GROUP_MAX + 50)]
+        for txid in txids:
+            prepare(tablet, txid, EXCHANGE)
+            decide(tablet, txid)
+        for _ in range(2):
+            tablet.run(txn_commands.finish(txids))
+        assert [key for key, _ in tablet.pairs() if key.startswith(b"f")] == [b"f000", b"f100"]
+        assert len([key for key, _ in tablet.pairs() if key.startswith(b"d")]) == 2
+        tablet.clock_ms += 1_000_000
+        expire(tablet)
+        assert not [key for key, _ in tablet.pairs() if key.startswith((b"p", b"d", b"f"))]
+
+    def test_finished_commit_stays_so_over_a_restart(self, tablet: Tablet) -> None:
+        for txid in (b"t", b"u"):
+            prepare(tablet, txid, EXCHANGE)
+            result = decide(tablet, txid)
+        tablet.run(txn_commands.finish([b"u"]))
+        tablet.reopen()
+        assert list(tablet.machine.intents.pending) == [b"t"]
+        assert decide(tablet, b"u") == result
+        tablet.clock_ms += 1_000_000
+        expire(tablet)
+        assert [key for key, _ in tablet.pairs() if key.startswith((b"p", b"d", b"f"))] == [b"pt"]
 
     def test_abort_behind_the_not_after_needs_no_record(self, tablet: Tablet) -> None:
         prepare(tablet, b"t", EXCHANGE)
         tablet.clock_ms += 5_000
         decide(tablet, b"t", commit=False)
-        assert not [key for key, _ in tablet.pairs() if key.startswith((b"p", b"d", b"x"))]
+        assert not [key for key, _ in tablet.pairs() if key.startswith((b"p", b"d", b"f"))]
 
 
 # --- sessions
