@@ -43,6 +43,8 @@ class Process:
         self.cluster = cluster
         machine = cluster.machines[name]
         machine.lives += 1
+        self.life = f"{name}/{machine.lives}"
+        """No other process has the same; its id() may be another's once it is gone."""
         dice = Random(f"{cluster.world.seed}/{name}/{machine.lives}")
         self.runtime = SimRuntime(cluster.world, name, dice, machine.disk, machine.clock_rate)
         self.runtime.offset = machine.clock_offset

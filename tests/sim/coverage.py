@@ -75,7 +75,7 @@ class States:
         self._candidates: dict[tuple[ShardId, Term], set[ReplicaId]] = {}
         self._heirs: dict[tuple[ShardId, Term], ReplicaId] = {}
         self._seen: set[tuple[object, ...]] = set()
-        self._truncations: dict[int, int] = {}
+        self._truncations: dict[tuple[str, ShardId, ReplicaId], int] = {}
 
     def watch_process(self, process: Process) -> None:
         """Count what one process life shows of itself."""
@@ -104,6 +104,7 @@ class States:
     def on_change(self, process: Process, replica: Replica) -> None:
         """Something about a replica is different from before."""
         core, shard = replica.core, replica.shard
+        life = (process.life, shard, core.me)
         if replica.incarnation > 1:
             self._once("replica rebuilt", shard, core.me)
         if core.role is Role.CANDIDATE:
@@ -111,19 +112,19 @@ class States:
             standing.add(core.me)
             if len(standing) > 1:
                 self._once("two candidates in a term", shard, core.term)
-        if core.log.truncations != self._truncations.get(id(core), 0):
-            self._truncations[id(core)] = core.log.truncations
+        if core.log.truncations != self._truncations.get(life, 0):
+            self._truncations[life] = core.log.truncations
             self.counts[
                 "conflict truncation" if core.log.base_index < core.commit else "snapshot installed"
             ] += 1
         if core.configuration.is_joint:
             self._once("joint configuration", shard, core.configuration)
         if core.log.base_index > 0:
-            self._once("log cut", id(core))
+            self._once("log cut", life)
         if core.is_leader:
             self._on_leader(core, shard)
         if process.node.host.log.is_disk_full:
-            self._once("disk full", id(process))
+            self._once("disk full", process.life)
 
     def _on_leader(self, core: Core, shard: ShardId) -> None:
         if core.reads.parked and core.commit < core.term_start:

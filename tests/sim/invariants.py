@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tests.sim.cluster import Process, SimCluster
 
 
+Life = tuple[str, ShardId, ReplicaId]
+"""A replica in one life of its node."""
+
+
 def _mark(core: Core) -> tuple[object, ...]:
     """Changes whenever anything changed that a claim is about."""
     log = core.log
@@ -44,11 +48,11 @@ class ClusterInvariants:
     def __init__(self, cluster: SimCluster, failures: list[str]) -> None:
         self._cluster = cluster
         self._failures = failures
-        self._views: dict[tuple[int, ShardId, ReplicaId], View] = {}
+        self._views: dict[Life, View] = {}
         self._histories: dict[ShardId, ClusterHistory] = {}
         self._hashes: dict[tuple[ShardId, int], int] = {}
         self._members: dict[tuple[ShardId, int], Configuration] = {}
-        self._marks: dict[tuple[int, ShardId, ReplicaId], tuple[object, ...]] = {}
+        self._marks: dict[Life, tuple[object, ...]] = {}
         self.pace = Pace(cluster)
         self.checks = 0
         self.on_change: Callable[[Process, Replica], None] = lambda process, replica: None
@@ -71,7 +75,7 @@ class ClusterInvariants:
         process.touched.clear()
         for replica in touched:
             core = replica.core
-            key = (id(process), replica.shard, replica.me)
+            key = (process.life, replica.shard, replica.me)
             mark = _mark(core)
             if self._marks.get(key) == mark:
                 continue
